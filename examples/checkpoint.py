@@ -1,0 +1,65 @@
+"""Checkpoints that are whole or refused: written atomically, checked before they are read, loaded as data only."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = "unitary_layers example run"
+VERSION = 1
+KEYS = ("config", "step", "seconds", "model", "optimizer", "scheduler", "rng")
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` (keys `KEYS`) to `path` so that a crash leaves either the old file or the new one."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
+        torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, with its tensors on the CPU.
+
+    Raises:
+        RuntimeError: the file is truncated, corrupt or not such a checkpoint; the message names it and what is wrong.
+    """
+    expected = f"expected a whole checkpoint ({FORMAT!r}, version {VERSION})"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise RuntimeError(f"{path}: {expected}, got a truncated or corrupt file ({error})") from error
+    if damaged is not None:
+        raise RuntimeError(f"{path}: {expected}, got a corrupt file (wrong checksum of {damaged})")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise RuntimeError(f"{path}: {expected}, got a file that torch cannot read ({error})") from error
+    found = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
+    if found != (FORMAT, VERSION):
+        raise RuntimeError(f"{path}: {expected}, got format {found[0]!r}, version {found[1]!r}")
+    missing = [key for key in KEYS if key not in content]
+    if missing:
+        raise RuntimeError(f"{path}: {expected}, got one without {', '.join(missing)}")
+    return content
+
+
+def check_config(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse to continue a run under another configuration.
+
+    Raises:
+        RuntimeError: an option differs; the message lists each with the saved and the wanted value.
+    """
+    names = sorted(saved.keys() | wanted.keys())
+    differing = [name for name in names if saved.get(name) != wanted.get(name)]
+    if differing:
+        lines = "; ".join(f"{name}: expected {saved.get(name)!r}, got {wanted.get(name)!r}" for name in differing)
+        raise RuntimeError(f"{path}: cannot resume with other options than the run was started with ({lines})")

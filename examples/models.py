@@ -1,0 +1,96 @@
+"""One recurrent layer and a linear read-out: the model that all sequence examples train."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+KINDS = ("unitary", "rnn", "lstm")
+
+
+def open_forget_gates_(lstm: nn.LSTM, bias: float) -> nn.LSTM:
+    """Set the sum of the two forget-gate biases of every layer to `bias`.
+
+    1 keeps the memory at the start, which the baseline needs on long delays: Jozefowicz, Zaremba, Sutskever,
+    "An Empirical Exploration of Recurrent Network Architectures", ICML 2015. torch orders the gates i, f, g, o.
+    """
+    with torch.no_grad():
+        for name, parameter in lstm.named_parameters():
+            if name.startswith("bias_"):
+                parameter[lstm.hidden_size : 2 * lstm.hidden_size] = bias if name.startswith("bias_ih") else 0.0
+    return lstm
+
+
+def recurrent_layer(
+    kind: str,
+    input_size: int,
+    hidden_size: int,
+    *,
+    nonlinearity: str,
+    init: str,
+    update: dict[str, object],
+    forget_bias: float,
+) -> nn.Module:
+    """The layer of one kind; `init` and `update` concern unitary alone, `forget_bias` lstm alone."""
+    if kind == "unitary":
+        from unitary_layers import UnitaryRNN, UpdateRule  # here, so that the baselines need torch alone
+
+        rule = UpdateRule(**update)
+        return UnitaryRNN(input_size, hidden_size, nonlinearity=nonlinearity, update=rule, init=init)
+    if kind == "rnn":
+        if nonlinearity not in ("relu", "tanh"):
+            raise ValueError(f"nn.RNN knows the nonlinearities 'relu' and 'tanh', got {nonlinearity!r}")
+        return nn.RNN(input_size, hidden_size, nonlinearity=nonlinearity)
+    if kind == "lstm":
+        return open_forget_gates_(nn.LSTM(input_size, hidden_size), forget_bias)
+    raise ValueError(f"model must be one of {KINDS}, got {kind!r}")
+
+
+class SequenceModel(nn.Module):
+    """Recurrent layer of one kind with a linear read-out, after every time step or after the last.
+
+    Args:
+        kind: "unitary" (`UnitaryRNN`), "rnn" (`nn.RNN`) or "lstm" (`nn.LSTM`).
+        input_size, hidden_size, output_size: channels of the input, of the hidden state and of the read-out.
+        every_step: read out at every time step, or only after the last.
+        nonlinearity: "relu", "tanh"; for "unitary" also "modrelu" and "identity".
+        init: how the unitary recurrent weight starts: "haar", "identity", "henaff" or "cayley".
+        update: keywords of `UpdateRule` for "unitary": variant, rank, sampler.
+        forget_bias: forget-gate bias of "lstm".
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        input_size: int,
+        hidden_size: int,
+        output_size: int,
+        every_step: bool,
+        *,
+        nonlinearity: str = "relu",
+        init: str = "henaff",
+        update: dict[str, object] | None = None,
+        forget_bias: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.every_step = every_step
+        self.layer = recurrent_layer(
+            kind,
+            input_size,
+            hidden_size,
+            nonlinearity=nonlinearity,
+            init=init,
+            update=update or {},
+            forget_bias=forget_bias,
+        )
+        self.readout = nn.Linear(hidden_size, output_size)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`(time, batch, input_size)` -> `(time, batch, output_size)` if `every_step`, else `(batch, output_size)`."""
+        states, _ = self.layer(inputs)
+        return self.readout(states if self.every_step else states[-1])
+
+    def unitarity_error(self) -> float | None:
+        """Largest Frobenius norm of W^H W - I over the recurrent weights; None where nothing is unitary."""
+        return float(self.layer.unitarity_error()) if self.kind == "unitary" else None

@@ -1,0 +1,71 @@
+"""Command-line options of the sequence examples."""
+
+from __future__ import annotations
+
+import argparse
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from models import KINDS
+
+HOUSEKEEPING = (
+    "out",
+    "resume",
+    "overwrite",
+    "threads",
+    "device",
+    "data",
+    "epochs",
+    "log_every",
+)  # may differ on resuming
+
+
+def number(text: str) -> float:
+    """A number, also as a fraction: 1/32."""
+    return float(Fraction(text))
+
+
+def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
+    """Options common to all scripts; `defaults` are those of one script (width, init, steps, ...)."""
+    options = argparse.ArgumentParser(
+        prog=f"{script}.py", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = options.add_argument
+    add("--model", choices=KINDS, default="unitary", help="recurrent layer")
+    add("--width", type=int, default=170, help="hidden units")
+    add("--nonlinearity", default="relu", help="relu, tanh; for unitary also modrelu, identity; lstm has its own")
+    add("--init", default="henaff", help="start of the unitary weight: haar, identity, henaff, cayley")
+    add("--forget-bias", type=float, default=1.0, help="forget-gate bias of lstm")
+    add("--rank", type=int, default=1, help="rank k of projUNN's update")
+    add("--variant", choices=("D", "T"), default="T", help="projUNN's update: direct (D) or tangent (T)")
+    add("--sampler", default="lsi", help="low-rank sampler: lsi, column, power, svd")
+    add("--lr", type=number, default=1e-3, help="learning rate of RMSprop")
+    add("--unitary-lr-scale", type=number, default=1 / 32, help="learning rate of the unitary weights over lr")
+    add("--schedule", choices=("constant", "cosine"), default="constant", help="learning rate over the run")
+    add("--clip", type=number, default=None, help="largest norm of the gradient")
+    add("--batch-size", type=int, default=128, help="sequences a step")
+    add("--steps", type=int, default=5000, help="training steps")
+    add("--seed", type=int, default=0, help="of the weights and the data")
+    add("--threads", type=int, default=None, help="CPU threads; torch's own choice if not given")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")
+    add("--log-every", type=int, default=50, help="steps between rows of the log (and checkpoints)")
+    add("--out", type=Path, default=None, help=f"folder of the run; runs/{script}/MODEL if not given")
+    add("--resume", action="store_true", help="continue the run in --out, or start it if there is none")
+    add("--overwrite", action="store_true", help="replace the run in --out")
+    options.set_defaults(script=script, **defaults)
+    return options
+
+
+def prepare(args: argparse.Namespace) -> argparse.Namespace:
+    """Check the options and apply those that concern the whole process; call before a task or model is built."""
+    for name in ("width", "rank", "batch_size", "steps", "log_every", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.out is None:
+        args.out = Path("runs") / args.script / args.model
+    return args

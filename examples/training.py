@@ -1,0 +1,198 @@
+"""What the example scripts share: the training loop with its log, curves and checkpoints.
+
+A run fills one folder (`--out`, by default runs/<script>/<model>): config.json, log.csv, curves.png, checkpoint.pt.
+The checkpoint is written with every row of the log, and `--resume` continues from it bit for bit. `--resume` in a
+folder without a checkpoint starts the run, so that one command line serves for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from checkpoint import check_config, load_checkpoint, save_checkpoint
+from models import SequenceModel
+from options import HOUSEKEEPING
+from report import Log, Row, describe, draw_runs
+from tasks import Task
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from tqdm import tqdm
+
+
+def build_model(args: argparse.Namespace, task: Task) -> SequenceModel:
+    """The model of `args` for `task`, with weights drawn from `args.seed`."""
+    torch.manual_seed(args.seed)
+    model = SequenceModel(
+        args.model,
+        task.input_size,
+        args.width,
+        task.output_size,
+        task.every_step,
+        nonlinearity=args.nonlinearity,
+        init=args.init,
+        update={"variant": args.variant, "rank": args.rank, "sampler": args.sampler},
+        forget_bias=args.forget_bias,
+    )
+    return model.to(args.device)
+
+
+def build_optimizer(args: argparse.Namespace, model: SequenceModel) -> torch.optim.Optimizer:
+    """RMSprop for every model; the unitary weights among them by projUNN on the same preconditioned gradient."""
+    if model.kind != "unitary":
+        return torch.optim.RMSprop(model.parameters(), lr=args.lr)
+    from unitary_layers.optim import ProjUNN  # here, so that the baselines need torch alone
+
+    return ProjUNN(model.parameters(), lr=args.lr, unitary_lr_scale=args.unitary_lr_scale)
+
+
+class Trainer:
+    """One run: a model, its optimiser and where it stands.
+
+    Attributes:
+        step, seconds: training steps done and the time spent in them.
+        log: the rows written so far.
+    """
+
+    def __init__(self, args: argparse.Namespace, task: Task) -> None:
+        self.args, self.task = args, task
+        self.checkpoint: Path = args.out / "checkpoint.pt"
+        if self.checkpoint.exists() and not (args.resume or args.overwrite):
+            raise RuntimeError(f"{args.out} holds a run: --resume continues, --overwrite replaces it, or change --out")
+        self.model = build_model(args, task)
+        self.optimizer = build_optimizer(args, self.model)
+        self.scheduler = CosineAnnealingLR(self.optimizer, args.steps) if args.schedule == "cosine" else None
+        self.step, self.seconds = 0, 0.0
+        args.out.mkdir(parents=True, exist_ok=True)
+        if args.resume and self.checkpoint.exists():
+            self.load()
+        else:
+            self.checkpoint.unlink(missing_ok=True)
+        self.log = Log(args.out / "log.csv", self.step)
+        self.summary = {"title": task.title, "baseline": task.baseline, "baseline_name": task.baseline_name}
+        config = {"options": self.config(), "task": self.summary, "torch": torch.__version__, "device": args.device}
+        (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    def config(self) -> dict[str, Any]:
+        """The options that a run must keep when it is resumed; `steps` may grow unless the schedule depends on it."""
+        skipped = (*HOUSEKEEPING, "steps") if self.scheduler is None else HOUSEKEEPING
+        return {name: value for name, value in vars(self.args).items() if name not in skipped}
+
+    def save(self) -> None:
+        content = {
+            "config": self.config(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "rng": torch.get_rng_state(),
+        }
+        save_checkpoint(self.checkpoint, content)
+
+    def load(self) -> None:
+        content = load_checkpoint(self.checkpoint)
+        check_config(self.checkpoint, content["config"], self.config())
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.scheduler:
+            self.scheduler.load_state_dict(content["scheduler"])
+        torch.set_rng_state(content["rng"])
+        self.step, self.seconds = content["step"], content["seconds"]
+
+    def train_step(self) -> tuple[float, float]:
+        """Loss and accuracy of one batch, and the update; no update where the loss is not finite."""
+        start = time.perf_counter()
+        inputs, targets = self.task.batch(self.step)
+        outputs = self.model(inputs)
+        loss = self.task.loss(outputs, targets)
+        result = loss.item(), self.task.accuracy(outputs.detach(), targets).item()
+        if math.isfinite(result[0]):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.args.clip is not None:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
+            self.optimizer.step()
+            if self.scheduler:
+                self.scheduler.step()
+        self.step += 1
+        self.seconds += time.perf_counter() - start
+        return result
+
+    @torch.no_grad()
+    def evaluate(self) -> Row:
+        """Mean loss and accuracy over the held-out sequences; nothing where the task has none."""
+        self.model.eval()
+        sums, count = [0.0, 0.0], 0
+        for inputs, targets in self.task.test_batches():
+            outputs, size = self.model(inputs), len(targets)
+            sums[0] += self.task.loss(outputs, targets).item() * size
+            sums[1] += self.task.accuracy(outputs, targets).item() * size
+            count += size
+        self.model.train()
+        return {"test_loss": sums[0] / count, "test_accuracy": sums[1] / count} if count else {}
+
+    def due(self) -> tuple[bool, bool]:
+        """Whether a row of the log and whether an evaluation is due after the present step."""
+        last, every = self.step == self.args.steps, self.task.eval_every
+        evaluate = every is not None and (last or self.step % every == 0)
+        return evaluate or last or self.step == 1 or self.step % self.args.log_every == 0, evaluate
+
+    def row(self, results: list[tuple[float, float]], seconds: float) -> Row:
+        """The row of the log for the steps since the one before, which took `seconds`."""
+        losses, accuracies = zip(*results, strict=True)
+        return {
+            "step": self.step,
+            "loss": sum(losses) / len(losses),
+            "accuracy": sum(accuracies) / len(accuracies),
+            "unitarity_error": self.model.unitarity_error(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "seconds": self.seconds,
+            "steps_per_second": len(results) / seconds,
+        }
+
+    def run(self) -> list[Row]:
+        """Train to the last step, or until the loss is not finite; returns the rows of the log."""
+        bar = tqdm(initial=self.step, total=self.args.steps, desc=self.args.model, disable=not sys.stderr.isatty())
+        results, since, finite = [], self.seconds, True
+        with bar:
+            while finite and self.step < self.args.steps:
+                results.append(self.train_step())
+                finite = math.isfinite(results[-1][0])
+                bar.update()
+                logging, evaluating = self.due()
+                if not (logging or not finite):
+                    continue
+                row = self.row(results, self.seconds - since) | (self.evaluate() if evaluating and finite else {})
+                self.report(row, bar)
+                results, since = [], self.seconds
+                if finite:
+                    self.save()
+        if not finite:
+            print(f"{self.args.model}: stopped, the loss of step {self.step} is {row['loss']}", flush=True)
+        self.draw()
+        return self.log.rows
+
+    def report(self, row: Row, bar: tqdm) -> None:
+        """Put a row into the log and on the terminal: behind the bar, or as a line where there is no bar."""
+        self.log.append(row)
+        if bar.disable:
+            print(f"{self.args.model} {describe(row)}", flush=True)
+        else:
+            bar.set_postfix_str(describe(row).partition(": ")[2])
+
+    def draw(self) -> None:
+        """Curves of this run."""
+        draw_runs(self.args.out / "curves.png", {self.args.model: self.log.rows}, **self.summary)
+
+
+def train(args: argparse.Namespace, task: Task) -> list[Row]:
+    """Run one script: train (or resume) the model of `args` on `task`."""
+    rows = Trainer(args, task).run()
+    print(f"{args.model}: {describe(rows[-1]) if rows else 'nothing to do'}; results in {args.out}", flush=True)
+    return rows

@@ -1,0 +1,38 @@
+"""Unitary and orthogonal layers for PyTorch and timm, trained by projUNN's rank-k updates.
+
+Source: B. Kiani, R. Balestriero, Y. LeCun, S. Lloyd, "projUNN: efficient method for training deep networks with unitary
+matrices", NeurIPS 2022, arXiv 2203.05483.
+
+Example:
+    >>> import torch
+    >>> from unitary_layers import UnitaryRNN
+    >>> model = UnitaryRNN(8, 64, nonlinearity="modrelu")
+    >>> output, h_n = model(torch.randn(100, 4, 8))
+    >>> h_n.square().mean().backward()
+    >>> model.projunn_step()
+"""
+
+from ._version import __version__ as __version__
+from .layers import GroupSort as GroupSort
+from .layers import ModReLU as ModReLU
+from .layers import UnitaryLinear as UnitaryLinear
+from .layers import UnitaryMethods as UnitaryMethods
+from .layers import UnitaryModule as UnitaryModule
+from .layers import UnitaryRNN as UnitaryRNN
+from .layers import UnitaryRNNCell as UnitaryRNNCell
+from .linalg import haar_unitary as haar_unitary
+from .linalg import nearest_unitary as nearest_unitary
+from .linalg import unitarity_error as unitarity_error
+from .optim import ProjUNN as ProjUNN
+from .optim import register_with_timm
+from .projunn import UpdateRule as UpdateRule
+from .projunn import attach as attach
+from .projunn import low_rank as low_rank
+from .projunn import projunn_d as projunn_d
+from .projunn import projunn_step as projunn_step
+from .projunn import projunn_t as projunn_t
+from .projunn import retract_ as retract_
+from .projunn import unitarity_error_of as unitarity_error_of
+
+register_with_timm()
+del register_with_timm

@@ -1,0 +1,110 @@
+"""Fillers for unitary matrices, in place and without a graph, each with the measure that it samples."""
+
+import math
+from collections.abc import Callable
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from .linalg import haar_unitary
+
+
+@torch.no_grad()
+def haar_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Fills with draws from the Haar measure of the orthogonal group (complex: the unitary group).
+
+    Args:
+        tensor: ``(..., n, n)``; filled in place and returned.
+        generator: source of the random numbers; torch's default one if None.
+
+    Raises:
+        ValueError: if the tensor is not square.
+    """
+    n, batch = _square(tensor), tuple(tensor.shape[:-2])
+    device = tensor.device if generator is None else generator.device
+    return tensor.copy_(haar_unitary(n, batch=batch, generator=generator, dtype=tensor.dtype, device=device))
+
+
+@torch.no_grad()
+def identity_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Fills with identity matrices; nothing is random.
+
+    Source: Q. V. Le, N. Jaitly, G. E. Hinton, arXiv 1504.00941 (recurrent networks of rectified linear units).
+
+    Args:
+        tensor: ``(..., n, n)``; filled in place and returned.
+        generator: not used.
+
+    Raises:
+        ValueError: if the tensor is not square.
+    """
+    return tensor.copy_(torch.eye(_square(tensor), dtype=tensor.dtype, device=tensor.device))
+
+
+@torch.no_grad()
+def henaff_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Fills with plane rotations by angles uniform in [-pi, pi] (complex: with a diagonal of such phases).
+
+    A real matrix has n // 2 blocks ``[[cos t, -sin t], [sin t, cos t]]`` on its diagonal, and a 1 last if n is odd.
+
+    Source: M. Henaff, A. Szlam, Y. LeCun, "Recurrent orthogonal networks and long-memory tasks", arXiv 1602.06662.
+
+    Args:
+        tensor: ``(..., n, n)``; filled in place and returned.
+        generator: source of the random numbers; torch's default one if None.
+
+    Raises:
+        ValueError: if the tensor is not square.
+    """
+    return _rotations_(tensor, -math.pi, math.pi, generator)
+
+
+@torch.no_grad()
+def cayley_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Fills with plane rotations by angles uniform in [0, pi / 2] (complex: with a diagonal of such phases).
+
+    The Cayley transform of skew blocks ``s = tan(t / 2)`` is the rotation by t, which is written here at once.
+
+    Source: K. Helfrich, D. Willmott, Q. Ye, "Orthogonal recurrent neural networks with scaled Cayley transform", ICML 2018,
+    arXiv 1707.09520, section 4.3.
+
+    Args:
+        tensor: ``(..., n, n)``; filled in place and returned.
+        generator: source of the random numbers; torch's default one if None.
+
+    Raises:
+        ValueError: if the tensor is not square.
+    """
+    return _rotations_(tensor, 0.0, math.pi / 2, generator)
+
+
+INITS: MappingProxyType[str, Callable[..., Tensor]] = MappingProxyType(
+    {"haar": haar_, "identity": identity_, "henaff": henaff_, "cayley": cayley_}
+)
+
+
+def _rotations_(tensor: Tensor, low: float, high: float, generator: torch.Generator | None) -> Tensor:
+    """Fills with rotations by angles uniform in [low, high], drawn and evaluated in float64."""
+    n, batch = _square(tensor), tensor.shape[:-2]
+    device = tensor.device if generator is None else generator.device
+    count = n if tensor.is_complex() else n // 2
+    angles = torch.rand(*batch, count, dtype=torch.float64, device=device, generator=generator) * (high - low) + low
+    angles = angles.to(tensor.device)
+    identity_(tensor)
+    if tensor.is_complex():
+        tensor.diagonal(dim1=-2, dim2=-1).copy_(torch.polar(torch.ones_like(angles), angles))
+        return tensor
+    first = torch.arange(count, device=tensor.device) * 2
+    cos, sin = angles.cos().to(tensor.dtype), angles.sin().to(tensor.dtype)
+    tensor[..., first, first] = cos
+    tensor[..., first + 1, first + 1] = cos
+    tensor[..., first, first + 1] = -sin
+    tensor[..., first + 1, first] = sin
+    return tensor
+
+
+def _square(tensor: Tensor) -> int:
+    if tensor.ndim < 2 or tensor.size(-1) != tensor.size(-2):
+        raise ValueError(f"expected a square tensor (..., n, n), got shape {tuple(tensor.shape)}")
+    return tensor.size(-1)

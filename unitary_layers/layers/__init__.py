@@ -1,0 +1,9 @@
+"""Layers in the place of torch's: same arguments first, unitary weights inside."""
+
+from .activation import GroupSort as GroupSort
+from .activation import ModReLU as ModReLU
+from .base import UnitaryMethods as UnitaryMethods
+from .base import UnitaryModule as UnitaryModule
+from .linear import UnitaryLinear as UnitaryLinear
+from .rnn import UnitaryRNN as UnitaryRNN
+from .rnn import UnitaryRNNCell as UnitaryRNNCell

@@ -1,0 +1,202 @@
+"""What every module with unitary weights shares: how they are stored, found, loaded, moved and stepped."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..init import INITS
+from ..linalg import nearest_unitary, unitarity_error
+from ..projunn.hook import projunn_step, retract_, unitarity_error_of
+from ..projunn.rule import UpdateRule
+from ..projunn.weight import UnitaryWeight, as_matrix, register_owner
+
+# Note [Storage]
+# A complex weight is stored as a real parameter of pairs (..., 2) and read through view_as_complex. With a native complex
+# parameter .to(torch.float64) and .to(torch.bfloat16) drop the imaginary part, GradScaler and clip_grad_value_ raise, and
+# weight averages copy where they should average. Unitary weights never fall below float32: half(), bfloat16() and autocast
+# change the activations, not the manifold. That a parameter is unitary is known to its module by name, because a mark
+# on the tensor is lost by deepcopy, load_state_dict(assign=True) and the meta device. Counters are buffers and
+# travel with state_dict, safetensors and averages.
+
+
+class UnitaryMethods:
+    """The three methods of every layer and model with unitary weights somewhere in its module tree."""
+
+    def projunn_step(self, *, lr_scale: float = 1.0) -> None:
+        """Moves the unitary weights by their gradients; see :func:`unitary_layers.projunn_step`."""
+        projunn_step(self, lr_scale=lr_scale)
+
+    def unitarity_error(self) -> Tensor:
+        """The largest ``|W^H W - I|_F`` (Frobenius norm) among the unitary weights, a tensor ``()``."""
+        return unitarity_error_of(self)
+
+    def retract_(self) -> None:
+        """Replaces each unitary weight by the nearest unitary one; see :func:`unitary_layers.retract_`."""
+        retract_(self)
+
+
+class UnitaryModule(UnitaryMethods, nn.Module):
+    """Base of the layers: registers unitary parameters and keeps them unitary through what torch does to a module.
+
+    Args:
+        update: how the unitary weights move.
+        init: "haar", "identity", "henaff", "cayley", or a filler of the form of :func:`unitary_layers.init.haar_`.
+        dtype: real or complex floating point type of the layer; torch's default one if None.
+
+    Attributes:
+        is_complex: whether parameters are stored as real pairs; see Note [Storage].
+    """
+
+    def __init__(self, update: UpdateRule, init: str | Callable[..., Tensor], dtype: torch.dtype | None) -> None:
+        super().__init__()
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if not (dtype.is_floating_point or dtype.is_complex):
+            raise ValueError(f"expected a real or complex floating point dtype, got {dtype}")
+        if not isinstance(update, UpdateRule):
+            raise ValueError(f"expected update to be an UpdateRule, got {update!r}")
+        if not callable(init) and init not in INITS:
+            raise ValueError(f"expected init to be a function or one of {tuple(INITS)}, got {init!r}")
+        self.is_complex = dtype.is_complex
+        self.init = init
+        self._unitary: list[str] = []
+        self._update = update
+        register_owner(self)
+
+    @property
+    def update(self) -> UpdateRule:
+        """How the unitary weights move; assign another :class:`UpdateRule` to change it."""
+        return self._update
+
+    @update.setter
+    def update(self, rule: UpdateRule) -> None:
+        if not isinstance(rule, UpdateRule):
+            raise ValueError(f"expected update to be an UpdateRule, got {rule!r}")
+        for name in self._unitary:
+            self._check_rank(name, getattr(self, name), rule)
+        self._update = rule
+        for name in self._unitary:
+            self._register_state(name)
+
+    def new_parameter(self, shape: Sequence[int], device: Any, dtype: torch.dtype | None) -> nn.Parameter:
+        """An unfilled ordinary parameter of the layer's dtype; complex ones are stored as pairs ``(*shape, 2)``."""
+        return nn.Parameter(self._empty(shape, device, dtype))
+
+    def register_unitary(self, name: str, shape: Sequence[int], device: Any, dtype: torch.dtype | None) -> None:
+        """Registers an unfilled unitary parameter ``(..., n, n)`` and the buffers of its update."""
+        stored = self._empty(shape, device, dtype)
+        parameter = nn.Parameter(stored.to(torch.promote_types(stored.dtype, torch.float32)))
+        self._check_rank(name, parameter, self._update)
+        self.register_parameter(name, parameter)
+        self._unitary.append(name)
+        self.register_buffer(f"{name}_count", torch.zeros((), dtype=torch.int64, device=device))
+        self._register_state(name)
+
+    def reset_unitary(self) -> None:
+        """Fills the unitary parameters by ``init`` and starts their counters at zero."""
+        filler = self.init if callable(self.init) else INITS[self.init]
+        for weight in self.own_unitary_weights():
+            filler(weight.matrix)
+            weight.count.zero_()
+            if weight.previous is not None:
+                weight.previous.zero_()
+
+    def value(self, name: str, like: Tensor | None = None) -> Tensor:
+        """The parameter as the real or complex tensor that it stands for, in half precision where ``like`` is."""
+        value = as_matrix(getattr(self, name), self.is_complex)
+        return value.to(like.dtype) if like is not None and like.dtype in (torch.float16, torch.bfloat16) else value
+
+    def own_unitary_weights(self) -> Iterator[UnitaryWeight]:
+        """The unitary weights that this module itself holds, without those of its children."""
+        for name in self._unitary:
+            count, previous = getattr(self, f"{name}_count"), getattr(self, f"{name}_previous")
+            yield UnitaryWeight(name, getattr(self, name), self.is_complex, self._update, count, previous)
+
+    def extra_repr_of_rule(self, default_init: str) -> list[str]:
+        """Those of the options shared by all layers that are not the default, for ``extra_repr``."""
+        parts = [] if self._update == UpdateRule() else [f"update={self._update}"]
+        return parts if self.init == default_init else [*parts, f"init={self.init!r}"]
+
+    def _empty(self, shape: Sequence[int], device: Any, dtype: torch.dtype | None) -> Tensor:
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        return torch.empty((*shape, 2) if dtype.is_complex else tuple(shape), device=device, dtype=dtype.to_real())
+
+    def _check_rank(self, name: str, parameter: Tensor, rule: UpdateRule) -> None:
+        n = parameter.size(-2)
+        if rule.rank > n:
+            raise ValueError(f"expected a rank of at most n = {n} for {name} (n x n), got rank={rule.rank}")
+
+    def _register_state(self, name: str) -> None:
+        """The buffer of the power sampler: the left factor of its last step."""
+        previous = None
+        if self._update.sampler == "power":
+            parameter = getattr(self, name)
+            shape = list(parameter.shape)
+            shape[-2 if self.is_complex else -1] = self._update.rank
+            previous = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+        self.register_buffer(f"{name}_previous", previous)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UnitaryModule":
+        # Note [Storage]: what would take a unitary weight (or the parts of a complex number) below float32 only moves it.
+        kept = set(self._unitary) if not self.is_complex else set(self._parameters)
+        protected = {id(self._parameters[name]) for name in kept if self._parameters[name] is not None}
+        protected |= {id(self._buffers[f"{name}_previous"]) for name in self._unitary}
+        gradients = {id(self._parameters[name].grad) for name in kept if self._parameters[name] is not None}
+
+        def at_least_float32(t: Tensor) -> Tensor:
+            moved = fn(t)
+            if id(t) not in protected | gradients or moved.dtype not in (torch.float16, torch.bfloat16):
+                return moved
+            return t.to(device=moved.device, dtype=torch.promote_types(moved.dtype, torch.float32))
+
+        return super()._apply(at_least_float32, recurse)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        register_owner(self)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *reports: list[str]
+    ) -> None:
+        for weight in self.own_unitary_weights():
+            key = prefix + weight.name
+            if key in state_dict and state_dict[key].shape == weight.parameter.shape:
+                state_dict[key] = self._checked(key, state_dict[key], weight, reports[-1])
+            self._complete(state_dict, key, weight)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *reports)
+
+    def _checked(self, key: str, loaded: Tensor, weight: UnitaryWeight, errors: list[str]) -> Tensor:
+        """What to load for a unitary weight: itself, the nearest unitary one, or (with an error) the present one."""
+        if loaded.is_meta:
+            return loaded
+        stored = loaded.detach().to(torch.promote_types(loaded.dtype, torch.float32)).contiguous()
+        matrix = as_matrix(stored, self.is_complex)
+        if not torch.isfinite(matrix).all():
+            errors.append(f"expected a finite unitary weight {key!r}, got NaN or infinity; it was not loaded")
+            return weight.parameter.detach()
+        error, tolerance = float(unitarity_error(matrix).amax()), load_tolerance(weight)
+        if error <= tolerance:
+            return loaded if stored.dtype == loaded.dtype and loaded.is_contiguous() else stored
+        warnings.warn(
+            f"the loaded weight {key!r} is not unitary: expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}; "
+            "the nearest unitary matrix is used instead",
+            stacklevel=2,
+        )
+        nearest = nearest_unitary(matrix.to(weight.matrix.dtype))
+        return torch.view_as_real(nearest) if self.is_complex else nearest
+
+    def _complete(self, state_dict: dict[str, Any], key: str, weight: UnitaryWeight) -> None:
+        """Fills in what a state dict of torch's own layer, or of another sampler, does not have."""
+        state_dict.setdefault(f"{key}_count", weight.count)
+        previous = f"{key}_previous"
+        if weight.previous is None:
+            state_dict.pop(previous, None)
+        elif previous not in state_dict or state_dict[previous].shape != weight.previous.shape:
+            state_dict[previous] = weight.previous
+
+
+def load_tolerance(weight: UnitaryWeight) -> float:
+    """The ``|W^H W - I|_F`` up to which a loaded matrix counts as unitary: 10 n eps of the layer's precision."""
+    return 10 * weight.matrix.size(-1) * torch.finfo(weight.parameter.dtype).eps

@@ -1,0 +1,90 @@
+"""A linear layer with a unitary weight."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..projunn.rule import UpdateRule
+from .base import UnitaryModule
+
+
+class UnitaryLinear(UnitaryModule):
+    r"""Applies ``y = x W^T + b`` with a unitary (real dtype: orthogonal) matrix W, as ``nn.Linear`` does with any.
+
+    With ``in_features != out_features`` the stored weight is a square unitary matrix of the larger size, of which the
+    first ``out_features`` rows and ``in_features`` columns are used: more outputs than inputs give orthonormal columns, an
+    isometry; fewer give orthonormal rows, a projection after a rotation, which is 1-Lipschitz.
+
+    Args:
+        in_features: size of each input sample.
+        out_features: size of each output sample.
+        bias: whether to add a bias, which starts at zero.
+        device: of the parameters.
+        dtype: real or complex; a complex layer stores pairs of real numbers.
+        update: how the weight moves.
+        init: how the weight starts: "haar", "identity", "henaff", "cayley" or a filler.
+
+    Shape:
+        Input ``(..., in_features)``, output ``(..., out_features)``.
+
+    Attributes:
+        weight: the stored parameter ``(n, n)`` (complex: ``(n, n, 2)``), n the larger of the two sizes.
+        bias: ``(out_features,)`` (complex: ``(out_features, 2)``) or None.
+
+    Raises:
+        ValueError: for a size below 1, a rank above n, an unknown init, or a dtype that is not a floating point one.
+
+    Example:
+        >>> layer = UnitaryLinear(20, 20)
+        >>> x = torch.randn(128, 20)
+        >>> layer(x).square().sum().backward()
+        >>> layer.projunn_step()
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
+        init: str | Callable[..., Tensor] = "haar",
+    ) -> None:
+        super().__init__(update, init, dtype)
+        if in_features < 1 or out_features < 1:
+            raise ValueError(
+                f"expected sizes of at least 1, got in_features={in_features}, out_features={out_features}"
+            )
+        self.in_features = in_features
+        self.out_features = out_features
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        n = max(in_features, out_features)
+        self.register_unitary("weight", (n, n), **dd)
+        self.bias: nn.Parameter | None = self.new_parameter((out_features,), **dd) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the weight anew and sets the bias to zero."""
+        self.reset_unitary()
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @property
+    def matrix(self) -> Tensor:
+        """W ``(out_features, in_features)``, real or complex, as a differentiable view of the stored weight."""
+        return self.value("weight")[: self.out_features, : self.in_features]
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.value("weight", like=input)[: self.out_features, : self.in_features]
+        return F.linear(input, weight, None if self.bias is None else self.value("bias"))
+
+    def extra_repr(self) -> str:
+        parts = [f"in_features={self.in_features}, out_features={self.out_features}"]
+        parts += [] if self.bias is not None else ["bias=False"]
+        parts += ["complex=True"] if self.is_complex else []
+        return ", ".join(parts + self.extra_repr_of_rule("haar"))

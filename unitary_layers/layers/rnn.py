@@ -1,0 +1,342 @@
+"""Recurrent layers with a unitary recurrent matrix, in the place of ``nn.RNN`` and ``nn.RNNCell``."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ..projunn.rule import UpdateRule
+from .activation import make_activation
+from .base import UnitaryModule
+from .scan import scan
+
+NONLINEARITIES = ("tanh", "relu", "modrelu", "identity")
+
+
+class UnitaryRNNBase(UnitaryModule):
+    """What the layer and the cell share: sizes, nonlinearity, and how their parameters are filled."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        nonlinearity: str | nn.Module,
+        bias: bool,
+        dtype: torch.dtype | None,
+        update: UpdateRule,
+        init: str | Callable[..., Tensor],
+    ) -> None:
+        super().__init__(update, init, dtype)
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if not isinstance(size, int):
+                raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
+            if size < 1:
+                raise ValueError(f"{name} must be greater than zero, got {size}")
+        if not isinstance(nonlinearity, nn.Module) and nonlinearity not in NONLINEARITIES:
+            raise ValueError(f"expected nonlinearity to be a module or one of {NONLINEARITIES}, got {nonlinearity!r}")
+        if self.is_complex and nonlinearity == "relu":
+            raise ValueError("expected a nonlinearity of complex numbers, got 'relu'; 'modrelu' is its counterpart")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.nonlinearity = nonlinearity if isinstance(nonlinearity, str) else type(nonlinearity).__name__
+        self.bias = bias
+
+    def _new_direction(self, input_size: int, suffix: str, dd: dict[str, Any]) -> None:
+        """Registers the parameters of one direction of one layer, under the names and in the order of torch."""
+        n = self.hidden_size
+        self.register_parameter(f"weight_ih{suffix}", self.new_parameter((n, input_size), **dd))
+        self.register_unitary(f"weight_hh{suffix}", (n, n), **dd)
+        for name in ("bias_ih", "bias_hh"):
+            self.register_parameter(f"{name}{suffix}", self.new_parameter((n,), **dd) if self.bias else None)
+
+    def reset_parameters(self) -> None:
+        """Fills: input weights uniform in ``[-1/sqrt(n), 1/sqrt(n)]`` as ``nn.RNN``, biases zero, recurrent ones by init.
+
+        A bias that is not zero adds up over the time steps of a unitary recurrence; so, unlike torch's, ours start at zero.
+        """
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.startswith("weight_ih"):
+                nn.init.uniform_(parameter, -bound, bound)
+            elif name.startswith("bias"):
+                nn.init.zeros_(parameter)
+        self.reset_unitary()
+        for child in self.modules():
+            if child is not self and hasattr(child, "reset_parameters"):
+                child.reset_parameters()
+
+    def _project(self, x: Tensor, suffix: str) -> Tensor:
+        """Input times input weight, plus both biases: ``(..., input_size)`` to ``(..., n)``."""
+        bias = self.value(f"bias_ih{suffix}", x) + self.value(f"bias_hh{suffix}", x) if self.bias else None
+        return F.linear(x, self.value(f"weight_ih{suffix}", x), bias)
+
+
+class UnitaryRNN(UnitaryRNNBase):
+    r"""A multi-layer Elman network with unitary (real dtype: orthogonal) recurrent matrices, in the place of ``nn.RNN``.
+
+    .. math:: h_t = \phi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
+
+    which, for one layer, is the loop ::
+
+        h = h_0
+        for t in range(seq_len):
+            h = phi(x[t] @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh)
+            output[t] = h
+
+    With the same weights and nonlinearity it returns what ``nn.RNN`` returns, and takes the same arguments, inputs (padded,
+    unbatched or ``PackedSequence``) and parameter names. For long sequences "relu" or "modrelu" serve better than
+    torch's default "tanh", which shrinks the state at each step.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: features n of the hidden state.
+        num_layers: recurrent layers on top of each other.
+        nonlinearity: "tanh", "relu", "modrelu", "identity", or a module that keeps the shape ``(rows, n)``, of which each
+            layer and direction gets a copy. Complex layers take all but "relu".
+        bias: whether to add the two biases, which start at zero.
+        batch_first: whether padded input and output are ``(batch, seq, feature)``; does not touch ``h_0`` and ``h_n``.
+        dropout: probability of dropout on the output of each layer but the last.
+        bidirectional: whether a second direction runs from the end to the start.
+        device: of the parameters.
+        dtype: real or complex; a complex layer stores pairs of real numbers and takes complex input.
+        update: how the recurrent weights move.
+        init: how they start: "haar", "identity", "henaff", "cayley" or a filler.
+
+    Inputs:
+        input: ``(seq, batch, input_size)``, ``(seq, input_size)``, batch first if so said, or a ``PackedSequence``.
+        h_0: ``(D * num_layers, batch, n)`` (unbatched without batch), D = 2 if bidirectional else 1; zeros if not given.
+
+    Outputs:
+        output: ``(seq, batch, D * n)``, the last layer's states, in the form of the input.
+        h_n: in the shape of ``h_0``, the last state of each layer and direction.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: for what ``nn.RNN`` refuses with the same type, naming expected and got.
+
+    Example:
+        >>> rnn = UnitaryRNN(10, 20, nonlinearity="modrelu")
+        >>> output, h_n = rnn(torch.randn(5, 3, 10))
+        >>> output.square().mean().backward()
+        >>> rnn.projunn_step()
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str | nn.Module = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
+        init: str | Callable[..., Tensor] = "henaff",
+    ) -> None:
+        super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init)
+        _check_options(num_layers, dropout)
+        self.num_layers = num_layers
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        for layer in range(num_layers):
+            for suffix in self._suffixes(layer):
+                self._new_direction(input_size if layer == 0 else hidden_size * self._directions, suffix, dd)
+        own = isinstance(nonlinearity, nn.Module)
+        self.activations = nn.ModuleList(
+            copy.deepcopy(nonlinearity) if own else make_activation(nonlinearity, hidden_size, **dd)
+            for _ in range(num_layers * self._directions)
+        )
+        self.reset_parameters()
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer and direction, as ``nn.RNN.all_weights``."""
+        names = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if self.bias else [])
+        suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
+        return [[getattr(self, name + suffix) for name in names] for suffix in suffixes]
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: there is no flat buffer. Loops written for ``nn.RNN`` call it."""
+
+    def recurrent_matrix(self, layer: int = 0, *, reverse: bool = False) -> Tensor:
+        """The unitary matrix ``(n, n)`` of a layer and direction, as a differentiable view of the stored weight."""
+        return self.value(f"weight_hh_l{layer}" + ("_reverse" if reverse else ""))
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        if isinstance(input, PackedSequence):
+            data, sizes, order, undo = input
+            output, h_n = self._run(data, sizes.tolist(), _reordered(hx, order))
+            return PackedSequence(output, sizes, order, undo), _reordered(h_n, undo)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"UnitaryRNN: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batched = input.dim() == 3
+        if hx is not None and hx.dim() != input.dim():
+            kind = "batched 3-D" if batched else "unbatched 2-D"
+            raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
+        batch_dim = 0 if self.batch_first else 1
+        x = (input.transpose(0, 1) if self.batch_first else input) if batched else input.unsqueeze(1)
+        if x.size(0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        h_0 = hx if hx is None or batched else hx.unsqueeze(1)
+        output, h_n = self._run(rearrange(x, "t b f -> (t b) f"), [x.size(1)] * x.size(0), h_0)
+        output = rearrange(output, "(t b) f -> t b f", t=x.size(0))
+        if not batched:
+            return output.squeeze(1), h_n.squeeze(1)
+        return (output.transpose(0, 1) if batch_dim == 0 else output), h_n
+
+    def _run(self, x: Tensor, batch_sizes: Sequence[int], hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All layers over packed rows ``(sum(batch_sizes), input_size)`` from ``(D * num_layers, batch, n)``."""
+        hx = self._checked(x, batch_sizes[0], hx)
+        h_n = []
+        for layer in range(self.num_layers):
+            states = []
+            for direction, suffix in enumerate(self._suffixes(layer)):
+                i = layer * self._directions + direction
+                projected = self._project(x, suffix)
+                weight = self.value(f"weight_hh{suffix}", projected)
+                h_0 = hx[i].to(projected.dtype)
+                state, h = scan(projected, batch_sizes, h_0, weight, self.activations[i], reverse=direction == 1)
+                states.append(state)
+                h_n.append(h)
+            x = torch.cat(states, dim=-1) if self.bidirectional else states[0]
+            if self.dropout and layer < self.num_layers - 1:
+                x = F.dropout(x, self.dropout, self.training)
+        return x, torch.stack(h_n)
+
+    def _checked(self, x: Tensor, batch: int, hx: Tensor | None) -> Tensor:
+        """The initial state ``(D * num_layers, batch, n)``, after a look at the shapes of input and state."""
+        if x.size(-1) != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.size(-1)}"
+            )
+        _check_dtype(x, self.value("weight_ih_l0", x))
+        expected = (self.num_layers * self._directions, batch, self.hidden_size)
+        if hx is None:
+            return x.new_zeros(expected)
+        if tuple(hx.shape) != expected:
+            raise RuntimeError(f"Expected hidden size {expected}, got {tuple(hx.shape)}")
+        return hx
+
+    def extra_repr(self) -> str:
+        defaults = {"num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False}
+        defaults |= {"dropout": 0.0, "bidirectional": False, "is_complex": False}
+        parts = [f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default]
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *parts, *self.extra_repr_of_rule("henaff")])
+
+
+class UnitaryRNNCell(UnitaryRNNBase):
+    r"""One step of an Elman network with a unitary recurrent matrix, ``h' = phi(W_ih x + b_ih + W_hh h + b_hh)``.
+
+    In the place of ``nn.RNNCell``, with its arguments, shapes and parameter names.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: features n of the hidden state.
+        bias: whether to add the two biases, which start at zero.
+        nonlinearity: as for :class:`UnitaryRNN`.
+        device: of the parameters.
+        dtype: real or complex; a complex cell stores pairs of real numbers and takes complex input.
+        update: how the recurrent weight moves.
+        init: how it starts: "haar", "identity", "henaff", "cayley" or a filler.
+
+    Shape:
+        Input ``(batch, input_size)`` or ``(input_size,)``; state and output ``(batch, n)`` or ``(n,)``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: for what ``nn.RNNCell`` refuses with the same type, naming expected and got.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str | nn.Module = "tanh",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
+        init: str | Callable[..., Tensor] = "henaff",
+    ) -> None:
+        super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._new_direction(input_size, "", dd)
+        own = isinstance(nonlinearity, nn.Module)
+        self.activation = copy.deepcopy(nonlinearity) if own else make_activation(nonlinearity, hidden_size, **dd)
+        self.reset_parameters()
+
+    @property
+    def matrix(self) -> Tensor:
+        """The unitary recurrent matrix ``(n, n)``, as a differentiable view of the stored weight."""
+        return self.value("weight_hh")
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        for name, x in (("input", input), ("hidden", hx)):
+            if x is not None and x.dim() not in (1, 2):
+                raise ValueError(f"UnitaryRNNCell: Expected {name} to be 1D or 2D, got {x.dim()}D instead")
+        x = torch.atleast_2d(input)
+        if x.size(-1) != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {x.size(-1)} expected {self.input_size}")
+        _check_dtype(x, self.value("weight_ih", x))
+        h = x.new_zeros(x.size(0), self.hidden_size) if hx is None else torch.atleast_2d(hx)
+        if h.size(-1) != self.hidden_size:
+            raise RuntimeError(f"hidden has inconsistent hidden_size: got {h.size(-1)}, expected {self.hidden_size}")
+        if h.size(0) != x.size(0):
+            raise RuntimeError(f"Input batch size {x.size(0)} doesn't match hidden batch size {h.size(0)}")
+        projected = self._project(x, "")
+        h = self.activation(torch.addmm(projected, h.to(projected.dtype), self.value("weight_hh", projected).mT))
+        return h.squeeze(0) if input.dim() == 1 else h
+
+    def extra_repr(self) -> str:
+        parts = [] if self.bias else ["bias=False"]
+        parts += [] if self.nonlinearity == "tanh" else [f"nonlinearity={self.nonlinearity!r}"]
+        parts += ["complex=True"] if self.is_complex else []
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *parts, *self.extra_repr_of_rule("henaff")])
+
+
+def _reordered(h: Tensor | None, order: Tensor | None) -> Tensor | None:
+    """The batch dimension of a state ``(layers, batch, n)`` in another order."""
+    return h if h is None or order is None else h.index_select(1, order)
+
+
+def _check_dtype(x: Tensor, weight: Tensor) -> None:
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"expected input of the weight's dtype {weight.dtype}, got {x.dtype}")
+
+
+def _check_options(num_layers: int, dropout: float) -> None:
+    if not isinstance(num_layers, int):
+        raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+    if not isinstance(dropout, (int, float)) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+        raise ValueError(
+            f"dropout should be a number in range [0, 1] representing the probability of an element being zeroed, got {dropout!r}"
+        )
+    if dropout > 0 and num_layers == 1:
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers greater "
+            f"than 1, but got dropout={dropout} and num_layers={num_layers}",
+            stacklevel=3,
+        )

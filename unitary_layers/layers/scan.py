@@ -1,0 +1,150 @@
+"""One recurrent layer over time, for padded and packed sequences: by a plain loop, or as one node of the graph."""
+
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# Note [One node for a whole sequence]
+# Left to autograd, a recurrence of T steps is 3 T nodes, and the gradient of its matrix is T thin products, each added to
+# an n x n buffer. Where the derivative of the nonlinearity is a function of its output, the whole sequence is one node:
+# backward keeps the gradients of all pre-activations side by side, and the matrix gets one product over all steps. It
+# cannot be differentiated twice and says so.
+
+_aten = torch.ops.aten
+# For each nonlinearity f: f in place; and its derivative at an output y times a gradient g, written to d.
+_FUSED: MappingProxyType[type[nn.Module], tuple[Callable, Callable]] = MappingProxyType(
+    {
+        nn.ReLU: (torch.relu_, lambda g, y, d: _aten.threshold_backward.grad_input(g, y, 0, grad_input=d)),
+        nn.Tanh: (torch.tanh_, lambda g, y, d: _aten.tanh_backward.grad_input(g, y, grad_input=d)),
+        nn.Identity: (lambda x: x, lambda g, y, d: d.copy_(g)),
+    }
+)
+
+
+def scan(
+    projected: Tensor,
+    batch_sizes: Sequence[int],
+    h_0: Tensor,
+    weight: Tensor,
+    activation: nn.Module,
+    *,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""``h_t = activation(projected_t + h_{t-1} W^T)`` over the rows of a packed sequence.
+
+    The rows of time step t are ``batch_sizes[t]`` consecutive ones, the longest sequence first, as in
+    ``PackedSequence``; a padded batch is the case of equal batch sizes.
+
+    Args:
+        projected: inputs times the input weight, with the biases, ``(sum(batch_sizes), n)``.
+        batch_sizes: sequences alive at each time step, not increasing.
+        h_0: ``(batch, n)``.
+        weight: recurrent matrix W ``(n, n)``.
+        activation: acts on ``(rows, n)``; ``nn.ReLU``, ``nn.Tanh`` and ``nn.Identity`` run as one node.
+        reverse: run from the last time step to the first.
+
+    Returns:
+        All states ``(sum(batch_sizes), n)``, and the state of each sequence after its last step ``(batch, n)``.
+    """
+    if type(activation) in _FUSED:
+        return _FusedScan.apply(projected, h_0, weight, tuple(batch_sizes), type(activation), reverse)
+    return loop(projected, batch_sizes, h_0, weight, activation, reverse=reverse)
+
+
+def loop(
+    projected: Tensor,
+    batch_sizes: Sequence[int],
+    h_0: Tensor,
+    weight: Tensor,
+    activation: Callable[[Tensor], Tensor],
+    *,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """:func:`scan` as a loop that autograd records step by step, for any nonlinearity."""
+    steps = projected.split(list(batch_sizes))
+    transposed = weight.mT
+    outputs, ended = [], []
+    h = h_0[: steps[-1 if reverse else 0].size(0)]
+    for x in reversed(steps) if reverse else steps:
+        alive = x.size(0)
+        if alive < h.size(0):  # forwards, the shortest sequences end
+            ended.append(h[alive:])
+            h = h[:alive]
+        elif alive > h.size(0):  # backwards, they begin
+            h = torch.cat([h, h_0[h.size(0) : alive]])
+        h = activation(torch.addmm(x, h, transposed))
+        outputs.append(h)
+    ended.append(h)
+    return torch.cat(outputs[::-1] if reverse else outputs), torch.cat(ended[::-1])
+
+
+class _FusedScan(torch.autograd.Function):
+    """:func:`scan` as one node; see Note [One node for a whole sequence]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        projected: Tensor,
+        h_0: Tensor,
+        weight: Tensor,
+        batch_sizes: tuple[int, ...],
+        kind: type[nn.Module],
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor]:
+        activate_, _ = _FUSED[kind]
+        h, transposed = h_0.clone(), weight.mT
+        output = torch.empty_like(projected)
+        steps = list(zip(projected.split(batch_sizes), output.split(batch_sizes), strict=True))
+        for x, y in reversed(steps) if reverse else steps:
+            alive = h[: x.size(0)]
+            torch.addmm(x, alive, transposed, out=y)
+            alive.copy_(activate_(y))
+        ctx.save_for_backward(h_0, weight, output)
+        ctx.set_materialize_grads(False)  # whoever reads only one of the outputs pays for no zeros
+        ctx.batch_sizes, ctx.kind, ctx.reverse = batch_sizes, kind, reverse
+        return output, h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
+        h_0, weight, output = ctx.saved_tensors
+        _, derivative = _FUSED[ctx.kind]
+        sizes, count = ctx.batch_sizes, len(ctx.batch_sizes)
+        carried = torch.zeros_like(h_0) if grad_h_n is None else grad_h_n.clone()
+        conjugate, delta = weight.conj(), torch.empty_like(output)
+        arriving = [None] * count if grad_output is None else grad_output.split(sizes)
+        steps = list(zip(arriving, output.split(sizes), delta.split(sizes), strict=True))
+        for g, y, d in steps if ctx.reverse else reversed(steps):
+            alive = carried[: y.size(0)]
+            derivative(alive if g is None else alive.add_(g), y, d)
+            torch.mm(d, conjugate, out=alive)
+        grad_weight = _product_over_time(delta, output, h_0, sizes, ctx.reverse) if ctx.needs_input_grad[2] else None
+        return delta, carried, grad_weight, None, None, None
+
+
+def _product_over_time(delta: Tensor, output: Tensor, h_0: Tensor, batch_sizes: Sequence[int], reverse: bool) -> Tensor:
+    """``sum_t delta_t^T conj(h_{t-1})`` ``(n, n)``: the gradient of the recurrent matrix."""
+    batch = batch_sizes[0]
+    if batch_sizes[-1] == batch:  # a padded batch: the states before are the states, one time step on
+        first, rest = (slice(-batch, None), slice(None, -batch)) if reverse else (slice(batch), slice(batch, None))
+        before = output[batch:] if reverse else output[: len(output) - batch]
+        return (delta[first].mT @ h_0.conj()).addmm_(delta[rest].mT, before.conj())
+    before = torch.cat([h_0, output]).index_select(0, _rows_before(batch_sizes, reverse, output.device))
+    return delta.mT @ before.conj()
+
+
+def _rows_before(batch_sizes: Sequence[int], reverse: bool, device: torch.device) -> Tensor:
+    """For each row of a packed sequence, the row of ``cat([h_0, output])`` that holds the state before it."""
+    sizes = torch.tensor(batch_sizes)
+    batch, starts = int(sizes[0]), sizes.cumsum(0) - sizes
+    time = torch.arange(len(sizes)).repeat_interleave(sizes)
+    sequence = torch.arange(len(time)) - starts[time]
+    other = time + (1 if reverse else -1)
+    inside = (other >= 0) & (other < len(sizes))
+    other = other.clamp(0, len(sizes) - 1)
+    inside &= sequence < sizes[other]
+    return torch.where(inside, batch + starts[other] + sequence, sequence).to(device)

@@ -1,0 +1,173 @@
+"""One optimiser for a whole model: projUNN for its unitary weights, a rule of torch for the rest."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.optim._optim_factory import OptimInfo, default_registry
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer, RMSprop
+from torch.optim.optimizer import ParamsT
+
+from .projunn.attach import without_parameters
+from .projunn.gradient import DenseGradient, GradientOperator
+from .projunn.hook import step_from_gradients
+from .projunn.weight import UnitaryWeight, as_matrix, weights_of
+
+DIRECTIONS = ("plain", "momentum", "rmsprop")
+BASES: dict[str, type[Optimizer]] = {"rmsprop": RMSprop, "sgd": SGD, "adamw": AdamW}
+
+
+class ProjUNN(Optimizer):
+    r"""Trains a whole model: its unitary weights by projUNN, all other parameters by an optimiser of torch.
+
+    Variant, rank and sampler of a unitary weight are those of its layer's ``UpdateRule``; its learning rate is
+    ``lr * unitary_lr_scale`` of its group here. Weight decay does not reach unitary weights. How they are told apart from
+    the rest is told in Note [How an optimiser knows a unitary weight].
+
+    Momentum on the manifold: the buffer averages the gradients of the ambient space, ``m <- momentum m + G``, and the step
+    goes against m. projUNN-T uses of it only the part tangent to the manifold at the present W; projection to the tangent
+    space is a vector transport for a submanifold (Absil, Mahony, Sepulchre, "Optimization Algorithms on Matrix
+    Manifolds", 2008, section 8.1.3), and, being linear, it may as well be applied once to the sum as to each old gradient.
+    projUNN-D maps ``W - lr m_k`` to the nearest unitary matrix, which agrees with that to first order in the step.
+
+    Args:
+        params: parameters or groups of them; a group may set each of the options below.
+        lr: learning rate of the ordinary parameters.
+        unitary_lr_scale: learning rate of the unitary weights as a multiple of ``lr``. The paper's recurrent recipe is
+            1/32, that for images 1/10.
+        direction: what a unitary weight goes against: its gradient ("plain"), a moving sum of it ("momentum"), or the
+            gradient divided elementwise by the root of a moving average of its ``|g|^2`` ("rmsprop").
+        momentum: factor of the old momentum, for ``direction="momentum"``, and of a base that has one.
+        alpha: factor of the old average of ``|g|^2``, for ``direction="rmsprop"``, and of a base that has one.
+        eps: added to the root.
+        weight_decay: of the ordinary parameters, in the way of their base.
+        maximize: go up instead of down.
+        base: the rule for the ordinary parameters: "rmsprop", "sgd" or "adamw".
+
+    Raises:
+        ValueError: for an option out of range.
+        RuntimeError: in ``step``, for a gradient of a unitary weight with a NaN or an infinity, as ``projunn_step``
+            does; the ordinary parameters have not been stepped either.
+
+    Source of the directions and rates: Kiani et al., arXiv 2203.05483, section 4 and appendix E.
+
+    Example:
+        >>> optimizer = ProjUNN(UnitaryLinear(8, 8).parameters(), lr=1e-3)
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        *,
+        unitary_lr_scale: float = 1 / 32,
+        direction: str = "rmsprop",
+        momentum: float = 0.0,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        base: str = "rmsprop",
+    ) -> None:
+        if base not in BASES:
+            raise ValueError(f"expected base to be one of {tuple(BASES)}, got {base!r}")
+        options = {"unitary_lr_scale": unitary_lr_scale, "direction": direction, "momentum": momentum, "alpha": alpha}
+        options |= {"lr": lr, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        self._weights: dict[Tensor, UnitaryWeight] | None = None
+        self._base: Optimizer | None = None
+        super().__init__(params, options)
+        self._base = BASES[base](self.param_groups, lr=lr, weight_decay=weight_decay, maximize=maximize)
+        self._share()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        _check(self.param_groups[-1])
+        self._weights = None
+        if self._base is not None:
+            for key, value in self._base.defaults.items():
+                self.param_groups[-1].setdefault(key, value)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Takes one step of all parameters that have a gradient; those of unitary weights are None afterwards.
+
+        Args:
+            closure: evaluates the model anew, calls backward and returns the loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = {p: group for group in self.param_groups for p in group["params"]}
+        if self._weights is None:
+            self._weights = weights_of(groups)
+        present = [weight for p, weight in self._weights.items() if p in groups]
+        step_from_gradients(
+            present,
+            lambda weight: float(groups[weight.parameter]["lr"]) * groups[weight.parameter]["unitary_lr_scale"],
+            lambda weight, gradient: self._direction(weight, gradient, groups[weight.parameter]),
+        )
+        with without_parameters(self, set(self._weights)):
+            self._base.step()
+        return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_base": self._base}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._weights = None
+        if self._base is not None:
+            self._share()
+
+    def _share(self) -> None:
+        """Lets the base work on these groups and this state: one list, whoever changes it."""
+        self._base.param_groups = self.param_groups
+        self._base.state = self.state
+
+    def _direction(self, weight: UnitaryWeight, gradient: GradientOperator, group: dict[str, Any]) -> GradientOperator:
+        """What the weight is to go against; updates its state."""
+        g = -gradient.dense() if group["maximize"] else gradient.dense()
+        if group["direction"] == "momentum":
+            moving = self._buffer(weight, "momentum_buffer")
+            return DenseGradient(moving.mul_(group["momentum"]).add_(g))
+        if group["direction"] == "rmsprop":
+            square = self._buffer(weight, "square_avg", real=True)
+            # |g|^2 and not g * g, which for complex g is not even real.
+            square.mul_(group["alpha"]).add_(g.abs().square(), alpha=1 - group["alpha"])
+            return DenseGradient(g / (square.sqrt() + group["eps"]))
+        return DenseGradient(g)
+
+    def _buffer(self, weight: UnitaryWeight, name: str, *, real: bool = False) -> Tensor:
+        """A moving average ``(..., n, n)`` of a weight, zero at first; a complex one is stored as pairs, as the weight is."""
+        state = self.state[weight.parameter]
+        if name not in state:
+            like = weight.matrix.real if real else weight.parameter
+            state[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
+        return state[name] if real else as_matrix(state[name], weight.is_complex)
+
+
+def _check(group: dict[str, Any]) -> None:
+    """Refuses options out of range."""
+    if group["direction"] not in DIRECTIONS:
+        raise ValueError(f"expected direction to be one of {DIRECTIONS}, got {group['direction']!r}")
+    for name in ("lr", "unitary_lr_scale", "eps", "weight_decay"):
+        if not float(group[name]) >= 0:
+            raise ValueError(f"expected {name} >= 0, got {group[name]}")
+    for name in ("momentum", "alpha"):
+        if not 0 <= float(group[name]) < 1:
+            raise ValueError(f"expected {name} in [0, 1), got {group[name]}")
+
+
+def register_with_timm() -> None:
+    """Makes ``timm.optim.create_optimizer_v2(model, "projunn")`` and ``--opt projunn`` work; a second call does nothing."""
+    if "projunn" not in default_registry.list_optimizers():
+        info = OptimInfo(
+            name="projunn",
+            opt_class=ProjUNN,
+            description="projUNN's rank-k updates for unitary weights, RMSprop for all others",
+            has_eps=True,
+            has_momentum=True,
+        )
+        default_registry.register(info)

@@ -1,0 +1,15 @@
+"""The algorithm, one file per stop of the gradient's journey: gradient, sampling, rotation, rule, weight, hook, attach."""
+
+from .attach import AttachHandle as AttachHandle
+from .attach import attach as attach
+from .gradient import DenseGradient as DenseGradient
+from .gradient import GradientOperator as GradientOperator
+from .hook import projunn_step as projunn_step
+from .hook import retract_ as retract_
+from .hook import unitarity_error_of as unitarity_error_of
+from .rotation import projunn_d as projunn_d
+from .rotation import projunn_t as projunn_t
+from .rule import UpdateRule as UpdateRule
+from .sampling import low_rank as low_rank
+from .weight import UnitaryWeight as UnitaryWeight
+from .weight import unitary_weights as unitary_weights

@@ -1,0 +1,176 @@
+"""Two more triggers of the one step: after any torch optimiser's step, or when backward has finished."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import LBFGS, Optimizer
+
+from .gradient import DenseGradient, GradientOperator
+from .hook import projunn_step, step_from_gradients
+from .weight import UnitaryWeight, unitary_weights
+
+
+class AttachHandle:
+    """Takes the hooks of one :func:`attach` away again."""
+
+    def __init__(self, removers: list[Callable[[], None]]) -> None:
+        self._removers = removers
+
+    def remove(self) -> None:
+        """Detaches; a second call does nothing."""
+        while self._removers:
+            self._removers.pop()()
+
+
+def attach(module: nn.Module, optimizer: Optimizer | None = None) -> AttachHandle:
+    """Makes an unmodified training loop train the unitary weights of a module.
+
+    ``attach(model, optimizer)`` takes the projUNN step whenever the optimiser steps. The hook owns the unitary weights:
+    during the step the optimiser does not see them, so neither weight decay nor momentum nor a moving average inside it
+    reaches them. Accumulation, clipping and ``GradScaler`` work as for any parameter; a step that the scaler skips is no
+    step. A schedule of the optimiser's learning rate scales the rules' rates by the same factor, relative to the base
+    rate (``group["initial_lr"]``, or the rate at the time of attaching).
+
+    ``attach(model)`` takes it by itself as soon as a backward has finished: for the plain loop of one backward per step.
+    Do not use it with gradient accumulation, clipping or ``GradScaler``, nor with weights that are shared between
+    segments of reentrant checkpointing: it would step before they are done.
+
+    A copy of the module or of the optimiser is not attached.
+
+    Args:
+        module: any module tree; its unitary weights are looked up anew at each step.
+        optimizer: any torch optimiser whose step reads ``param_groups``.
+
+    Returns:
+        A handle whose ``remove()`` undoes it.
+
+    Raises:
+        ValueError: if the module has no unitary weight; for LBFGS, which keeps its own list of parameters; for the
+            second form, if a module is wrapped by DistributedDataParallel.
+    """
+    if next(unitary_weights(module), None) is None:
+        raise ValueError(f"expected a module with unitary weights, got a {type(module).__name__} without any")
+    return _attach_to_backward(module) if optimizer is None else _attach_to_optimizer(module, optimizer)
+
+
+@contextmanager
+def without_parameters(optimizer: Optimizer, hidden: set[Tensor]) -> Iterator[None]:
+    """Within it the optimiser's groups lack the hidden parameters."""
+    groups = [(group, group["params"]) for group in optimizer.param_groups]
+    try:
+        for group, parameters in groups:
+            group["params"] = [p for p in parameters if p not in hidden]
+        yield
+    finally:
+        for group, parameters in groups:
+            group["params"] = parameters
+
+
+# Note [The hook owns the unitary weights]
+# To undo what a host optimiser did to a weight one would need a copy of it; to take its .grad away would leave weight
+# averages inside the optimiser and closures uncovered. So the weights leave the param_groups for the duration of the
+# host's step and return after it. Scaling, unscaling and clipping happen before and see them as usual.
+
+
+class _OptimizerHook:
+    """The pair of hooks around the host's step."""
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer) -> None:
+        self.module = module
+        self.base_rates = [_base_rate(group) for group in optimizer.param_groups]
+        self.hiding: AbstractContextManager[None] | None = None
+
+    def before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        self.restore()  # where the host's last step raised, it had no after
+        hidden = {weight.parameter for weight in unitary_weights(self.module)}
+        self.hiding = without_parameters(optimizer, hidden)
+        self.hiding.__enter__()
+
+    def after(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        self.restore()
+        scale = getattr(optimizer, "grad_scale", None)
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and float(found_inf) > 0:
+            return
+        rates = self.schedule(optimizer)
+        unscale = None if scale is None else _divide_by(scale)
+        step_from_gradients(
+            unitary_weights(self.module),
+            lambda weight: weight.rule.lr * rates.get(weight.parameter, rates[None]),
+            unscale,
+        )
+
+    def restore(self) -> None:
+        if self.hiding is not None:
+            self.hiding.__exit__(None, None, None)
+            self.hiding = None
+
+    def schedule(self, optimizer: Optimizer) -> dict[Tensor | None, float]:
+        """The present rate over the base rate for each parameter; under None, for those in no group, the first group's."""
+        rates: dict[Tensor | None, float] = {}
+        for i, group in enumerate(optimizer.param_groups):
+            base = self.base_rates[i] if i < len(self.base_rates) else _base_rate(group)
+            factor = 1.0 if base is None else float(group["lr"]) / float(group.get("initial_lr", base))
+            rates.setdefault(None, factor)
+            rates.update(dict.fromkeys(group["params"], factor))
+        return rates
+
+
+def _base_rate(group: dict) -> float | None:
+    """The rate that a schedule is relative to; None for an optimiser without one (Adafactor's relative steps)."""
+    rate = group.get("initial_lr", group.get("lr"))
+    if rate is None:
+        return None
+    if float(rate) == 0:
+        raise ValueError(
+            "expected an optimizer with a base learning rate above 0, which the schedule is relative to; got 0"
+        )
+    return float(rate)
+
+
+def _divide_by(scale: Tensor) -> Callable[[UnitaryWeight, GradientOperator], GradientOperator]:
+    """Undoes the scale of ``GradScaler`` where a fused optimiser was to do it itself."""
+    return lambda weight, gradient: DenseGradient(gradient.dense() / scale.to(gradient.device))
+
+
+def _attach_to_optimizer(module: nn.Module, optimizer: Optimizer) -> AttachHandle:
+    if isinstance(optimizer, LBFGS):
+        raise ValueError("expected an optimizer that steps the parameters of its param_groups, got LBFGS")
+    hook = _OptimizerHook(module, optimizer)
+    before = optimizer.register_step_pre_hook(hook.before)
+    after = optimizer.register_step_post_hook(hook.after)
+    return AttachHandle([before.remove, after.remove, hook.restore])
+
+
+def _attach_to_backward(module: nn.Module) -> AttachHandle:
+    _refuse_distributed(module)
+    queued_for = [-1]
+
+    def when_backward_has_finished() -> None:
+        _refuse_distributed(module)
+        projunn_step(module)
+
+    def on_gradient(parameter: Tensor) -> None:
+        # The engine calls back when this backward is over; the hook itself touches no weight and no gradient. A backward
+        # is known by its number and not by a flag, which one that raised halfway would leave up.
+        number = torch._C._current_graph_task_id()
+        if queued_for[0] != number:
+            queued_for[0] = number
+            Variable._execution_engine.queue_callback(when_backward_has_finished)
+
+    weights = [weight.parameter for weight in unitary_weights(module) if weight.parameter.requires_grad]
+    return AttachHandle([p.register_post_accumulate_grad_hook(on_gradient).remove for p in weights])
+
+
+def _refuse_distributed(module: nn.Module) -> None:
+    distributed = torch.distributed
+    many = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    if many or any(isinstance(m, DistributedDataParallel) for m in module.modules()):
+        raise ValueError(
+            "attach(model) steps before DistributedDataParallel has summed the gradients; expected attach(model, optimizer) "
+            "or model.projunn_step() in a distributed run"
+        )

@@ -1,0 +1,126 @@
+"""The only writer of unitary weights: a step from their gradients, and a retraction to the manifold."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..linalg import LowRank, nearest_unitary, unitarity_error
+from .gradient import GradientOperator
+from .rule import UpdateRule
+from .weight import UnitaryWeight, as_matrix, unitary_weights
+
+
+@dataclass(frozen=True)
+class Step:
+    """A weight, the direction it is to go against, and the rule for it."""
+
+    weight: UnitaryWeight
+    direction: GradientOperator
+    rule: UpdateRule
+
+
+@torch.no_grad()
+def projunn_step(module: nn.Module, *, lr_scale: float = 1.0) -> None:
+    """Moves every unitary weight of a module tree that has a gradient, then sets its ``.grad`` to None.
+
+    An optimiser over ``module.parameters()`` that steps next skips these weights: no weight decay, no momentum, no second
+    step. Without any gradient nothing happens; frozen weights stay as they are.
+
+    Args:
+        module: any module, for example an ``nn.Sequential`` with unitary layers in it.
+        lr_scale: factor of every rule's learning rate, for a schedule.
+
+    Raises:
+        RuntimeError: if a gradient has a NaN or an infinity (unless its rule says "skip"), naming the weight; then no
+            weight was changed and all gradients are still there.
+    """
+    step_from_gradients(unitary_weights(module), lambda weight: weight.rule.lr * lr_scale)
+
+
+def step_from_gradients(
+    weights: Iterable[UnitaryWeight],
+    lr: Callable[[UnitaryWeight], float],
+    prepare: Callable[[UnitaryWeight, GradientOperator], GradientOperator] | None = None,
+) -> None:
+    """Moves those of the weights that have a gradient at the learning rate ``lr(weight)``, then drops the gradients.
+
+    ``prepare`` turns a gradient into the direction to go against, after all gradients have been found to be finite.
+    """
+    with torch.no_grad():
+        pairs = [(weight, gradient) for weight in weights if (gradient := weight.gradient) is not None]
+        finite = [(weight, gradient) for weight, gradient in pairs if _is_usable(weight, gradient)]
+        rules = [weight.rule.with_lr(lr(weight)) for weight, _ in finite]
+        if prepare is not None:
+            finite = [(weight, prepare(weight, gradient)) for weight, gradient in finite]
+        take([Step(weight, direction, rule) for (weight, direction), rule in zip(finite, rules, strict=True)])
+        for weight, _ in pairs:
+            weight.parameter.grad = None
+
+
+def take(steps: list[Step]) -> None:
+    """Takes some steps. All changes are computed, thin, before the first is written: an error leaves every weight alone."""
+    changes = []
+    for step in steps:
+        weight = step.weight
+        generator = step.rule.generator(weight.index, int(weight.count), weight.parameter.device)
+        previous = None if weight.previous is None else as_matrix(weight.previous, weight.is_complex)
+        changes.append(step.rule.change(weight.matrix, step.direction, generator, previous))
+    for step, (change, sample) in zip(steps, changes, strict=True):
+        _write(step, change, sample)
+
+
+def _is_usable(weight: UnitaryWeight, gradient: GradientOperator) -> bool:
+    """Whether the gradient is finite; False if it is not and is to be skipped."""
+    if gradient.is_finite():
+        return True
+    if weight.rule.nonfinite == "skip":
+        return False
+    raise RuntimeError(
+        f"expected a finite gradient of the unitary weight {weight.name!r} {tuple(gradient.shape)}, got NaN or infinity; "
+        'no unitary weight was changed (UpdateRule(nonfinite="skip") leaves such a weight out instead)'
+    )
+
+
+def _write(step: Step, change: LowRank, sample: LowRank) -> None:
+    weight = step.weight
+    add_low_rank_(weight.matrix, change)
+    weight.count.add_(1)
+    if weight.previous is not None:
+        as_matrix(weight.previous, weight.is_complex).copy_(sample.left)
+    period = step.rule.retract_period(weight.matrix.size(-1))
+    if period and int(weight.count) % period == 0:
+        weight.matrix.copy_(nearest_unitary(weight.matrix))
+
+
+def add_low_rank_(matrix: Tensor, change: LowRank) -> None:
+    """Adds ``left @ right^H`` to a contiguous ``(..., n, n)`` in place, without a temporary of its size."""
+    if matrix.ndim == 2:
+        matrix.addmm_(change.left, change.right.mH)
+    else:
+        left, right = (factor.flatten(end_dim=-3) for factor in change)
+        matrix.view(-1, *matrix.shape[-2:]).baddbmm_(left, right.mH)
+
+
+@torch.no_grad()
+def retract_(module: nn.Module) -> None:
+    """Replaces every unitary weight of a module tree by the nearest unitary one, in place, frozen ones included.
+
+    Raises:
+        ValueError: if a weight has a NaN or an infinity, naming it; then no weight was changed.
+    """
+    retracted = []
+    for weight in unitary_weights(module):
+        if not torch.isfinite(weight.matrix).all():
+            raise ValueError(f"expected a finite unitary weight {weight.name!r}, got NaN or infinity")
+        retracted.append((weight.matrix, nearest_unitary(weight.matrix)))
+    for matrix, nearest in retracted:
+        matrix.copy_(nearest)
+
+
+@torch.no_grad()
+def unitarity_error_of(module: nn.Module) -> Tensor:
+    """The largest ``|W^H W - I|_F`` among the unitary weights of a module tree, a tensor ``()``; 0 if it has none."""
+    errors = [unitarity_error(weight.matrix).amax() for weight in unitary_weights(module)]
+    return torch.stack([e.double() for e in errors]).amax() if errors else torch.zeros(())

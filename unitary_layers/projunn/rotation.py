@@ -1,0 +1,129 @@
+"""From a unitary matrix and a low-rank update to the next unitary matrix: projUNN-D and projUNN-T.
+
+Source: B. Kiani, R. Balestriero, Y. LeCun, S. Lloyd, "projUNN: efficient method for training deep networks with unitary
+matrices", NeurIPS 2022, arXiv 2203.05483, section 3 (its abstract names the two variants the other way round).
+"""
+
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from ..linalg import LowRank
+from ..linalg.lowrank import k_major, unit_columns
+from ..linalg.unitary import double, polar_by_svd
+
+# Note [A rotation in a plane]
+# Let c = W^H a and let the r = min(n, 2 k) columns of Q be an orthonormal basis of [b, c]. Then a b^H = W Q s Q^H with
+# the small s = (Q^H c) (Q^H b)^H, so that W + a b^H = W (I + Q s Q^H), and everything happens in the plane of Q:
+#     D   p = polar factor of I + s         the unitary matrix nearest to W + a b^H
+#     T   p = exp((s - s^H) / 2)            the geodesic W exp(skew(W^H a b^H)), skew(x) = (x - x^H) / 2
+#     both    W  <-  W + (W Q) (p - I) Q^H
+# No eigenvalues of a non-symmetric matrix, no complex numbers for a real W, no inverse of what can be singular: zero
+# updates, parallel factors, rank-deficient factors, 2 k >= n and n = 1 take no branch of their own.
+
+# Note [The small problem in double precision]
+# s and p are r x r and cost nothing, so they are computed in float64 whatever W is. Where I + s has entries of 1e4 next
+# to ones, the polar factor would otherwise inherit 1e4 eps; and p is unitary to 1e-16, so that the drift of a float32
+# weight is the rounding of W alone.
+
+
+def polar_factor(s: Tensor) -> Tensor:
+    """The unitary matrix nearest to ``I + s``, of ``s`` ``(..., r, r)`` in double precision."""
+    return polar_by_svd(_plus_identity(s, 1.0))
+
+
+def exponential(s: Tensor) -> Tensor:
+    """``exp((s - s^H) / 2)`` of ``s`` ``(..., r, r)`` in double precision, a unitary matrix."""
+    p = torch.linalg.matrix_exp((s - s.mH) / 2)
+    # The squarings of matrix_exp lose |s| eps of unitarity; one Newton-Schulz round squares that error.
+    return p * 1.5 - p @ (p.mH @ p) * 0.5
+
+
+VARIANTS = MappingProxyType({"D": polar_factor, "T": exponential})
+
+
+def rotation(weight: Tensor, update: LowRank, variant: str) -> LowRank:
+    """The change of a unitary weight as a low-rank matrix: the next weight is ``weight + left @ right^H``.
+
+    Args:
+        weight: unitary ``(..., n, n)``; row-major is fastest.
+        update: factors ``(..., n, k)`` of the update a b^H, minus the learning rate times the sampled gradient.
+        variant: "D" or "T".
+
+    Returns:
+        k-major factors ``(..., n, min(n, 2 k))``.
+    """
+    a, b = update
+    c = (a.mH @ weight).mH
+    frame = torch.cat([b, c], dim=-1)
+    q = k_major(torch.linalg.qr(unit_columns(frame)).Q)
+    r = double(q.mH @ unit_columns(frame)) * _scales(frame)
+    k = update.rank
+    p = VARIANTS[variant](r[..., k:] @ r[..., :k].mH)
+    left = weight @ q @ _plus_identity(p, -1.0).to(weight.dtype)
+    return LowRank(left, q)
+
+
+def projunn_d(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """projUNN-D: the unitary matrix nearest to ``W + a b^H`` (direct projection; arXiv 2203.05483, section 3).
+
+    Where ``W + a b^H`` is singular the nearest one is not unique and one of them is returned.
+
+    Args:
+        weight: unitary ``(..., n, n)``, real or complex.
+        a: ``(..., n, k)``, minus the learning rate times the left factor of the gradient.
+        b: ``(..., n, k)``, the right factor of the gradient.
+
+    Returns:
+        The new weight ``(..., n, n)``; the arguments are left as they are.
+
+    Raises:
+        ValueError: for a weight that is not square, or factors that do not fit it in shape, dtype or device.
+    """
+    return _rotated(weight, a, b, "D")
+
+
+def projunn_t(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """projUNN-T: the geodesic step ``W exp(skew(W^H a b^H))`` along the projection of the update to the tangent space.
+
+    The rotation angles, in radians, are the eigenvalues of the skew part; they wrap around at 2 pi.
+
+    Args:
+        weight: unitary ``(..., n, n)``, real or complex.
+        a: ``(..., n, k)``, minus the learning rate times the left factor of the gradient.
+        b: ``(..., n, k)``, the right factor of the gradient.
+
+    Returns:
+        The new weight ``(..., n, n)``; the arguments are left as they are.
+
+    Raises:
+        ValueError: for a weight that is not square, or factors that do not fit it in shape, dtype or device.
+    """
+    return _rotated(weight, a, b, "T")
+
+
+def _rotated(weight: Tensor, a: Tensor, b: Tensor, variant: str) -> Tensor:
+    if weight.ndim < 2 or weight.size(-1) != weight.size(-2):
+        raise ValueError(f"expected a square weight (..., n, n), got shape {tuple(weight.shape)}")
+    for name, factor in (("a", a), ("b", b)):
+        if factor.shape[:-1] != weight.shape[:-1] or factor.shape != a.shape:
+            expected = f"({', '.join(map(str, weight.shape[:-1]))}, k)"
+            raise ValueError(f"expected {name} of shape {expected}, got {tuple(a.shape)} and {tuple(b.shape)}")
+        if factor.dtype != weight.dtype or factor.device != weight.device:
+            expected = f"{weight.dtype} on {weight.device}"
+            raise ValueError(f"expected {name} of {expected} as the weight, got {factor.dtype} on {factor.device}")
+    return weight + rotation(weight, LowRank(k_major(a), k_major(b)), variant).matrix()
+
+
+def _scales(x: Tensor) -> Tensor:
+    """Divisors of :func:`unit_columns` in double precision ``(..., 1, m)``."""
+    largest = x.abs().amax(dim=-2, keepdim=True)
+    return torch.where(largest == 0, 1, largest).double()
+
+
+def _plus_identity(x: Tensor, factor: float) -> Tensor:
+    """``x + factor I``, for ``x`` ``(..., r, r)``."""
+    x = x.clone()
+    x.diagonal(dim1=-2, dim2=-1).add_(factor)
+    return x

@@ -1,0 +1,114 @@
+"""The rule of an update: which variant, sampler, rank and learning rate. The only place where the rate is applied."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..linalg import LowRank
+from .gradient import GradientOperator
+from .rotation import VARIANTS, rotation
+from .sampling import SAMPLERS
+
+NONFINITE = ("raise", "skip")
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """How a unitary weight moves: ``W`` goes to the unitary matrix that projUNN finds for ``W - lr G_k``.
+
+    A rule is a value: immutable, hashable, comparable, without state. ``dataclasses.replace(rule, lr=...)`` makes another.
+
+    Args:
+        variant: "D" (nearest unitary matrix to ``W - lr G_k``) or "T" (geodesic step along the tangent part of it).
+        rank: k, the rank of the sampled gradient ``G_k``.
+        sampler: how ``G_k`` is found: "lsi", "column", "power" or "svd".
+        lr: learning rate, dimensionless: the factor of the gradient, not a step length.
+        seed: first part of the key of the sampler's random numbers.
+        retract_every: steps between two repairs of the rounding drift; 0 for never, None for max(1000, n), which costs
+            less than a tenth of the steps.
+        nonfinite: what to do with a gradient that has a NaN or an infinity: "raise" an error, or "skip" the weight.
+
+    Raises:
+        ValueError: for a value out of range.
+
+    Source: Kiani et al., arXiv 2203.05483, algorithm 1.
+
+    Example:
+        >>> UpdateRule("D", rank=4, lr=0.01).variant
+        'D'
+    """
+
+    variant: str = "T"
+    rank: int = 1
+    sampler: str = "lsi"
+    lr: float = 1e-3
+    seed: int = 0
+    retract_every: int | None = None
+    nonfinite: str = "raise"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("variant", VARIANTS), ("sampler", SAMPLERS), ("nonfinite", NONFINITE)):
+            if getattr(self, name) not in tuple(choices):
+                raise ValueError(f"expected {name} to be one of {tuple(choices)}, got {getattr(self, name)!r}")
+        for name, least in (("rank", 1), ("seed", 0), ("retract_every", 0)):
+            value = getattr(self, name)
+            if value is None and name == "retract_every":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"expected {name} to be an integer of at least {least}, got {value!r}")
+        if not isinstance(self.lr, (int, float)) or not (math.isfinite(self.lr) and self.lr >= 0):
+            raise ValueError(f"expected lr to be a finite number of at least 0, got {self.lr!r}")
+
+    def with_lr(self, lr: float) -> "UpdateRule":
+        """The same rule at another learning rate."""
+        return replace(self, lr=lr)
+
+    def retract_period(self, n: int) -> int:
+        """Steps between two retractions of an n x n weight; 0 for never."""
+        # A retraction costs seven rounds of 4 n^3 operations in float64, a step moves some 6 n^2 numbers.
+        return max(1000, n) if self.retract_every is None else self.retract_every
+
+    def generator(self, index: int, count: int, device: torch.device) -> torch.Generator:
+        """The random numbers of one step: a function of (seed, index of the weight, step count) and nothing else."""
+        return torch.Generator(device).manual_seed(_mix(self.seed, index, count))
+
+    def change(
+        self,
+        weight: Tensor,
+        gradient: GradientOperator,
+        generator: torch.Generator,
+        previous: Tensor | None = None,
+    ) -> tuple[LowRank, LowRank]:
+        """One step, not yet written.
+
+        Args:
+            weight: unitary ``(..., n, n)``.
+            gradient: its gradient G, as an operator of the same shape.
+            generator: from :meth:`generator`.
+            previous: left factor ``(..., n, k)`` of the step before; only the power sampler looks at it.
+
+        Returns:
+            The change of the weight ``(..., n, n)``, and the sampled gradient ``G_k`` that it came from.
+        """
+        sample = SAMPLERS[self.sampler](gradient, self.rank, generator, previous)
+        return rotation(weight, sample.scale(-self.lr), self.variant), sample
+
+
+# Note [Random numbers by key]
+# Ranks of a distributed run must draw the same numbers without talking, and a resumed run must go on with the next ones
+# without a saved generator. So each draw has a key, (seed, index of the weight in its model, number of its steps so
+# far), and a generator is seeded with a hash of it. The hash matters: the CPU generator looks at 32 bits of its seed,
+# and consecutive seeds must not give related streams.
+
+
+def _mix(*key: int) -> int:
+    """A 64-bit hash of some integers, by the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    mask, state = (1 << 64) - 1, 0
+    for part in key:
+        state = (state + part + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state

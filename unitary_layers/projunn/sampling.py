@@ -1,0 +1,143 @@
+"""From a gradient to a matrix of rank k that stands for it: the samplers of projUNN.
+
+Sources: B. Kiani, R. Balestriero, Y. LeCun, S. Lloyd, "projUNN: efficient method for training deep networks with unitary
+matrices", NeurIPS 2022, arXiv 2203.05483, section 3 (LSI and column sampling); N. Halko, P.-G. Martinsson, J. A. Tropp,
+"Finding structure with randomness", SIAM Review 53 (2011), arXiv 0909.4061 (range finder, its expected error in theorem
+10.5); P. Drineas, R. Kannan, M. W. Mahoney, "Fast Monte Carlo algorithms for matrices II", SIAM J. Comput. 36 (2006)
+(column sampling, theorem 2).
+
+Every sampler is scale-equivariant: c G gives c times the factors of G, for c from 1e-30 to 1e30 in float32.
+"""
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from ..linalg import LowRank, orthonormal_basis
+from ..linalg.lowrank import k_major, unit_columns
+from .gradient import DenseGradient, GradientOperator
+
+Sampler = Callable[[GradientOperator, int, torch.Generator | None, Tensor | None], LowRank]
+
+
+def lsi(
+    gradient: GradientOperator, rank: int, generator: torch.Generator | None, previous: Tensor | None = None
+) -> LowRank:
+    """The row space of ``R^H G`` for a Gaussian R: ``G V V^H`` with V an orthonormal basis of it. Two thin products.
+
+    Its error is that of the randomised range finder (Halko et al., theorem 10.5): for every split rank = r + p with
+    p >= 2, ``E |G - G V V^H|_F^2 <= (1 + r / (p - 1)) sum_{j > r} sigma_j^2``.
+    """
+    return _half_power_step(gradient, _gaussian_test_matrix(gradient, rank, generator))
+
+
+def power(
+    gradient: GradientOperator, rank: int, generator: torch.Generator | None, previous: Tensor | None = None
+) -> LowRank:
+    """As :func:`lsi`, started from the left factor of the previous step: block power iteration along the training.
+
+    Where the gradient changes slowly its top singular space is tracked. A column of ``previous`` that is zero (none
+    yet, or a gradient that vanished on it) is drawn anew, so that the iteration cannot get stuck.
+
+    Args:
+        previous: left factor ``(..., m, k)`` of the step before, or None.
+    """
+    start = _gaussian_test_matrix(gradient, rank, generator)
+    if previous is not None:
+        previous = unit_columns(previous)
+        start = k_major(torch.where((previous == 0).all(dim=-2, keepdim=True), start, previous))
+    return _half_power_step(gradient, start)
+
+
+def column(
+    gradient: GradientOperator, rank: int, generator: torch.Generator | None, previous: Tensor | None = None
+) -> LowRank:
+    """``U U^H G`` with U the k largest left singular vectors of ``c = min(n, 4 k + 4)`` columns of G.
+
+    The columns are drawn with replacement and a probability that goes with their squared norm. The expected squared
+    error (Drineas et al., theorem 2) is at most ``|G - G_k|_F^2 + 2 sqrt(k / c) |G|_F^2``.
+    """
+    n = gradient.shape[-1]
+    norms = gradient.column_norms()
+    # cumsum and searchsorted instead of multinomial: batched, and defined for a gradient of zeros.
+    cumulative = (norms / _one_where_zero(norms.amax(dim=-1, keepdim=True))).square().cumsum(dim=-1)
+    draws = _random(torch.rand, (*norms.shape[:-1], min(n, 4 * rank + 4)), norms, generator)
+    index = torch.searchsorted(cumulative, draws * cumulative[..., -1:], right=True).clamp(max=n - 1)
+    # Drawn with p_j ~ |g_j|^2 and divided by sqrt(c p_j), all columns get the same norm: the scale drops out.
+    weights = (1 / _one_where_zero(norms.gather(-1, index))).to(gradient.dtype)
+    chosen = torch.zeros(*index.shape, n, dtype=gradient.dtype, device=gradient.device)
+    chosen.scatter_(-1, index.unsqueeze(-1), weights.unsqueeze(-1))
+    left = torch.linalg.svd(gradient.matmul(chosen.mT), full_matrices=False).U[..., :rank]
+    left = k_major(left)
+    return LowRank(left, gradient.rmatmul(left))
+
+
+def svd(
+    gradient: GradientOperator, rank: int, generator: torch.Generator | None = None, previous: Tensor | None = None
+) -> LowRank:
+    """The best approximation of rank k, by the singular value decomposition of the dense gradient: the reference."""
+    dense = gradient.dense()
+    scale = _one_where_zero(dense.abs().amax(dim=(-2, -1), keepdim=True))
+    u, s, vh = torch.linalg.svd(dense / scale, full_matrices=False)
+    left = u[..., :rank] * (s[..., None, :rank] * scale)
+    return LowRank(k_major(left), k_major(vh[..., :rank, :].mH))
+
+
+SAMPLERS: MappingProxyType[str, Sampler] = MappingProxyType({"lsi": lsi, "column": column, "power": power, "svd": svd})
+
+
+def low_rank(matrix: Tensor, rank: int, sampler: str = "lsi", generator: torch.Generator | None = None) -> LowRank:
+    """Approximates a matrix by one of rank k, ``matrix ~ left @ right^H``.
+
+    Args:
+        matrix: ``(..., m, n)``, real or complex.
+        rank: k, from 1 to min(m, n).
+        sampler: "lsi", "column", "power" (which without a step before it is lsi) or "svd".
+        generator: source of the random numbers; torch's default one if None.
+
+    Returns:
+        Factors ``left (..., m, k)`` and ``right (..., n, k)``.
+
+    Raises:
+        ValueError: for an unknown sampler, a rank out of range, a matrix that is not a finite floating point one.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"expected a sampler of {sorted(SAMPLERS)}, got {sampler!r}")
+    if matrix.ndim < 2 or not (matrix.is_floating_point() or matrix.is_complex()):
+        raise ValueError(f"expected a floating point matrix (..., m, n), got {matrix.dtype} {tuple(matrix.shape)}")
+    if not 1 <= rank <= min(matrix.shape[-2:]):
+        raise ValueError(f"expected a rank from 1 to min(m, n) = {min(matrix.shape[-2:])}, got {rank}")
+    gradient = DenseGradient(matrix)
+    if not gradient.is_finite():
+        raise ValueError(f"expected a finite matrix, got NaN or infinity in shape {tuple(matrix.shape)}")
+    return SAMPLERS[sampler](gradient, rank, generator, None)
+
+
+def _half_power_step(gradient: GradientOperator, start: Tensor) -> LowRank:
+    """``G V V^H`` with V an orthonormal basis of ``G^H start``; ``start`` is k-major ``(..., m, k)``."""
+    right = orthonormal_basis(gradient.rmatmul(start))
+    return LowRank(gradient.matmul(right), right)
+
+
+def _gaussian_test_matrix(gradient: GradientOperator, rank: int, generator: torch.Generator | None) -> Tensor:
+    """k-major Gaussian ``(..., m, k)`` of the gradient's dtype."""
+    *batch, m, _ = gradient.shape
+    return _random(torch.randn, (*batch, rank, m), gradient, generator).mT
+
+
+def _random(
+    draw: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    like: Tensor | GradientOperator,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Random numbers of the dtype and on the device of ``like``, drawn where the generator lives."""
+    device = like.device if generator is None else generator.device
+    return draw(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
+
+
+def _one_where_zero(x: Tensor) -> Tensor:
+    """``x`` with ones for its zeros: a divisor that leaves what is zero alone."""
+    return torch.where(x == 0, 1, x)

@@ -1,0 +1,105 @@
+"""A unitary weight inside a module, and how it is found: from a module tree, or from the bare parameter."""
+
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from .gradient import DenseGradient, GradientOperator
+from .rule import UpdateRule
+
+
+@dataclass(frozen=True)
+class UnitaryWeight:
+    """One unitary weight and what its module keeps about it.
+
+    Attributes:
+        name: name of the parameter, qualified by the module tree it was found in.
+        parameter: what is stored, ``(..., n, n)``, or ``(..., n, n, 2)`` for a complex weight.
+        is_complex: whether the parameter holds pairs (real part, imaginary part).
+        rule: how it moves.
+        count: int64 buffer ``()``, number of its steps so far.
+        previous: buffer of the shape of a left factor for the power sampler, stored as the parameter is; or None.
+        index: position among the unitary weights of that tree, part of the key of its random numbers.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    is_complex: bool
+    rule: UpdateRule
+    count: Tensor
+    previous: Tensor | None = None
+    index: int = 0
+
+    @property
+    def matrix(self) -> Tensor:
+        """The unitary matrices ``(..., n, n)``, a view of the parameter's memory without a graph."""
+        return as_matrix(self.parameter.detach(), self.is_complex)
+
+    @property
+    def gradient(self) -> GradientOperator | None:
+        """The gradient of :attr:`matrix`; None where there is none, or where the weight is frozen."""
+        if self.parameter.grad is None or not self.parameter.requires_grad:
+            return None
+        return DenseGradient(as_matrix(self.parameter.grad.detach().contiguous(), self.is_complex))
+
+
+@runtime_checkable
+class UnitaryOwner(Protocol):
+    """A module that owns unitary weights: anything with this one method is found by :func:`unitary_weights`."""
+
+    def own_unitary_weights(self) -> Iterable[UnitaryWeight]:
+        """The weights that the module itself registers, by their local names."""
+        ...
+
+
+def as_matrix(stored: Tensor, is_complex: bool) -> Tensor:
+    """The matrix that a stored tensor stands for: a complex view of real pairs ``(..., 2)``, or the tensor itself."""
+    return torch.view_as_complex(stored) if is_complex else stored
+
+
+def unitary_weights(module: nn.Module) -> Iterator[UnitaryWeight]:
+    """All unitary weights of a module tree in the order of its modules, each once even where it is tied."""
+    seen: set[int] = set()
+    for prefix, owner in module.named_modules():
+        if not isinstance(owner, UnitaryOwner):
+            continue
+        for weight in owner.own_unitary_weights():
+            if id(weight.parameter) not in seen:
+                name = f"{prefix}.{weight.name}" if prefix else weight.name
+                yield replace(weight, name=name, index=len(seen))
+                seen.add(id(weight.parameter))
+
+
+# Note [How an optimiser knows a unitary weight]
+# An optimiser is given tensors, and a tensor cannot be trusted to know that it is unitary: an attribute or a subclass is
+# lost by deepcopy, load_state_dict(assign=True), the meta device and to_empty(), which all make a new Parameter. The
+# module knows, by the parameter's name. So every module that owns unitary weights is listed here, weakly, from its
+# construction, its unpickling and its deepcopy on, and a parameter is looked up by asking the living modules which of
+# them holds this very tensor now. Grouping parameters, as timm does for weight decay, leaves the tensors what they are.
+# A tensor that was replaced in its module after an optimiser was built is trained by no optimiser of torch, ours included.
+
+_owners: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_owners_lock = threading.Lock()
+
+
+def register_owner(module: nn.Module) -> None:
+    """Lists a module for :func:`weights_of`; it stays listed for as long as it lives."""
+    with _owners_lock:
+        _owners.add(module)
+
+
+def weights_of(parameters: Iterable[Tensor]) -> dict[Tensor, UnitaryWeight]:
+    """Those of the parameters that are unitary weights of a living module, in order and numbered in it."""
+    with _owners_lock:
+        owners = list(_owners)
+    known = {id(weight.parameter): weight for owner in owners for weight in owner.own_unitary_weights()}
+    found: dict[Tensor, UnitaryWeight] = {}
+    for parameter in parameters:
+        if id(parameter) in known and parameter not in found:
+            found[parameter] = replace(known[id(parameter)], index=len(found))
+    return found
