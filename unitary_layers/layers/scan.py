@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from .activation import ModReLU
 
 # Note [One node for a whole sequence]
 # Left to autograd, a recurrence of T steps is 3 T nodes, and the gradient of its matrix is T thin products, each added to
@@ -14,15 +16,44 @@ from torch.autograd.function import once_differentiable
 # backward keeps the gradients of all pre-activations side by side, and the matrix gets one product over all steps. It
 # cannot be differentiated twice and says so.
 
+
+class Fused(NamedTuple):
+    """A nonlinearity f, with a bias or without, as the node needs it.
+
+    Attributes:
+        activate_: ``(y, bias)``: f in place.
+        derivative: ``(g, y, d)``: writes to d the derivative of f, at the input whose output is y, times a gradient g.
+    """
+
+    activate_: Callable[[Tensor, Tensor | None], object]
+    derivative: Callable[[Tensor, Tensor, Tensor], object]
+
+
+def _mod_relu_(y: Tensor, bias: Tensor | None) -> None:
+    """Real modReLU in place: ``y + bias sgn(y)``, and zero where that has not the sign of y."""
+    sign = torch.sgn(y)
+    y.addcmul_(sign, bias)
+    y.mul_(sign.mul_(y) > 0)
+
+
 _aten = torch.ops.aten
-# For each nonlinearity f: f in place; and its derivative at an output y times a gradient g, written to d.
-_FUSED: MappingProxyType[type[nn.Module], tuple[Callable, Callable]] = MappingProxyType(
+FUSED: MappingProxyType[type[nn.Module], Fused] = MappingProxyType(
     {
-        nn.ReLU: (torch.relu_, lambda g, y, d: _aten.threshold_backward.grad_input(g, y, 0, grad_input=d)),
-        nn.Tanh: (torch.tanh_, lambda g, y, d: _aten.tanh_backward.grad_input(g, y, grad_input=d)),
-        nn.Identity: (lambda x: x, lambda g, y, d: d.copy_(g)),
+        nn.ReLU: Fused(
+            lambda y, bias: torch.relu_(y), lambda g, y, d: _aten.threshold_backward.grad_input(g, y, 0, grad_input=d)
+        ),
+        nn.Tanh: Fused(
+            lambda y, bias: torch.tanh_(y), lambda g, y, d: _aten.tanh_backward.grad_input(g, y, grad_input=d)
+        ),
+        nn.Identity: Fused(lambda y, bias: y, lambda g, y, d: d.copy_(g)),
+        ModReLU: Fused(_mod_relu_, lambda g, y, d: torch.mul(g, y != 0, out=d)),
     }
 )
+
+
+def is_fused(activation: nn.Module, weight: Tensor) -> bool:
+    """Whether :func:`scan` runs as one node; modReLU of complex numbers has no derivative in terms of its output alone."""
+    return type(activation) in FUSED and not (isinstance(activation, ModReLU) and weight.is_complex())
 
 
 def scan(
@@ -50,9 +81,11 @@ def scan(
     Returns:
         All states ``(sum(batch_sizes), n)``, and the state of each sequence after its last step ``(batch, n)``.
     """
-    if type(activation) in _FUSED:
-        return _FusedScan.apply(projected, h_0, weight, tuple(batch_sizes), type(activation), reverse)
-    return loop(projected, batch_sizes, h_0, weight, activation, reverse=reverse)
+    if not is_fused(activation, weight):
+        return loop(projected, batch_sizes, h_0, weight, activation, reverse=reverse)
+    bias = getattr(activation, "bias", None)
+    bias = None if bias is None else bias.to(projected.dtype)
+    return _FusedScan.apply(projected, h_0, weight, bias, tuple(batch_sizes), type(activation), reverse)
 
 
 def loop(
@@ -91,18 +124,19 @@ class _FusedScan(torch.autograd.Function):
         projected: Tensor,
         h_0: Tensor,
         weight: Tensor,
+        bias: Tensor | None,
         batch_sizes: tuple[int, ...],
         kind: type[nn.Module],
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
-        activate_, _ = _FUSED[kind]
         h, transposed = h_0.clone(), weight.mT
         output = torch.empty_like(projected)
         steps = list(zip(projected.split(batch_sizes), output.split(batch_sizes), strict=True))
         for x, y in reversed(steps) if reverse else steps:
             alive = h[: x.size(0)]
             torch.addmm(x, alive, transposed, out=y)
-            alive.copy_(activate_(y))
+            FUSED[kind].activate_(y, bias)
+            alive.copy_(y)
         ctx.save_for_backward(h_0, weight, output)
         ctx.set_materialize_grads(False)  # whoever reads only one of the outputs pays for no zeros
         ctx.batch_sizes, ctx.kind, ctx.reverse = batch_sizes, kind, reverse
@@ -112,18 +146,21 @@ class _FusedScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
         h_0, weight, output = ctx.saved_tensors
-        _, derivative = _FUSED[ctx.kind]
-        sizes, count = ctx.batch_sizes, len(ctx.batch_sizes)
+        sizes = ctx.batch_sizes
         carried = torch.zeros_like(h_0) if grad_h_n is None else grad_h_n.clone()
         conjugate, delta = weight.conj(), torch.empty_like(output)
-        arriving = [None] * count if grad_output is None else grad_output.split(sizes)
+        grad_bias = torch.zeros_like(h_0) if ctx.needs_input_grad[3] else None
+        arriving = [None] * len(sizes) if grad_output is None else grad_output.split(sizes)
         steps = list(zip(arriving, output.split(sizes), delta.split(sizes), strict=True))
         for g, y, d in steps if ctx.reverse else reversed(steps):
             alive = carried[: y.size(0)]
-            derivative(alive if g is None else alive.add_(g), y, d)
+            FUSED[ctx.kind].derivative(alive if g is None else alive.add_(g), y, d)
             torch.mm(d, conjugate, out=alive)
+            if grad_bias is not None:
+                grad_bias[: y.size(0)].addcmul_(d, torch.sgn(y))
         grad_weight = _product_over_time(delta, output, h_0, sizes, ctx.reverse) if ctx.needs_input_grad[2] else None
-        return delta, carried, grad_weight, None, None, None
+        grad_bias = None if grad_bias is None else grad_bias.sum(0)
+        return delta, carried, grad_weight, grad_bias, None, None, None
 
 
 def _product_over_time(delta: Tensor, output: Tensor, h_0: Tensor, batch_sizes: Sequence[int], reverse: bool) -> Tensor:
