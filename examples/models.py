@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 
 KINDS = ("unitary", "rnn", "lstm")
+# modReLU with its bias at zero passes the state of a unitary recurrence on unchanged, where ReLU drops half of it at
+# each step; nn.RNN, whose matrix is not bounded, diverges under ReLU and keeps its own default. nn.LSTM has its gates.
+DEFAULT_NONLINEARITY = {"unitary": "modrelu", "rnn": "tanh", "lstm": None}
 
 
 def open_forget_gates_(lstm: nn.LSTM, bias: float) -> nn.LSTM:
@@ -26,12 +29,16 @@ def recurrent_layer(
     input_size: int,
     hidden_size: int,
     *,
-    nonlinearity: str,
+    nonlinearity: str | None,
     init: str,
     update: dict[str, object],
     forget_bias: float,
 ) -> nn.Module:
     """The layer of one kind; `init` and `update` concern unitary alone, `forget_bias` lstm alone."""
+    if kind not in KINDS:
+        raise ValueError(f"model must be one of {KINDS}, got {kind!r}")
+    if nonlinearity is None:
+        nonlinearity = DEFAULT_NONLINEARITY[kind]
     if kind == "unitary":
         from unitary_layers import UnitaryRNN, UpdateRule  # here, so that the baselines need torch alone
 
@@ -41,9 +48,9 @@ def recurrent_layer(
         if nonlinearity not in ("relu", "tanh"):
             raise ValueError(f"nn.RNN knows the nonlinearities 'relu' and 'tanh', got {nonlinearity!r}")
         return nn.RNN(input_size, hidden_size, nonlinearity=nonlinearity)
-    if kind == "lstm":
-        return open_forget_gates_(nn.LSTM(input_size, hidden_size), forget_bias)
-    raise ValueError(f"model must be one of {KINDS}, got {kind!r}")
+    if nonlinearity is not None:
+        raise ValueError(f"nn.LSTM has its own nonlinearities: expected None, got {nonlinearity!r}")
+    return open_forget_gates_(nn.LSTM(input_size, hidden_size), forget_bias)
 
 
 class SequenceModel(nn.Module):
@@ -53,7 +60,7 @@ class SequenceModel(nn.Module):
         kind: "unitary" (`UnitaryRNN`), "rnn" (`nn.RNN`) or "lstm" (`nn.LSTM`).
         input_size, hidden_size, output_size: channels of the input, of the hidden state and of the read-out.
         every_step: read out at every time step, or only after the last.
-        nonlinearity: "relu", "tanh"; for "unitary" also "modrelu" and "identity".
+        nonlinearity: "relu", "tanh"; for "unitary" also "modrelu" and "identity"; None for `DEFAULT_NONLINEARITY`.
         init: how the unitary recurrent weight starts: "haar", "identity", "henaff" or "cayley".
         update: keywords of `UpdateRule` for "unitary": variant, rank, sampler.
         forget_bias: forget-gate bias of "lstm".
@@ -67,7 +74,7 @@ class SequenceModel(nn.Module):
         output_size: int,
         every_step: bool,
         *,
-        nonlinearity: str = "relu",
+        nonlinearity: str | None = None,
         init: str = "henaff",
         update: dict[str, object] | None = None,
         forget_bias: float = 1.0,

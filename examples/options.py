@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import KINDS
+from models import DEFAULT_NONLINEARITY, KINDS
 
 HOUSEKEEPING = (
     "out",
@@ -35,13 +35,13 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
     add = options.add_argument
     add("--model", choices=KINDS, default="unitary", help="recurrent layer")
     add("--width", type=int, default=170, help="hidden units")
-    add("--nonlinearity", default="relu", help="relu, tanh; for unitary also modrelu, identity; lstm has its own")
+    add("--nonlinearity", help="relu, tanh, for unitary also modrelu, identity; if not given modrelu for unitary, tanh for rnn")
     add("--init", default="henaff", help="start of the unitary weight: haar, identity, henaff, cayley")
     add("--forget-bias", type=float, default=1.0, help="forget-gate bias of lstm")
     add("--rank", type=int, default=1, help="rank k of projUNN's update")
     add("--variant", choices=("D", "T"), default="T", help="projUNN's update: direct (D) or tangent (T)")
     add("--sampler", default="lsi", help="low-rank sampler: lsi, column, power, svd")
-    add("--lr", type=number, default=1e-3, help="learning rate of RMSprop")
+    add("--lr", type=number, default=3e-3, help="learning rate of RMSprop")
     add("--unitary-lr-scale", type=number, default=1 / 32, help="learning rate of the unitary weights over lr")
     add("--schedule", choices=("constant", "cosine"), default="constant", help="learning rate over the run")
     add("--clip", type=number, default=None, help="largest norm of the gradient")
@@ -60,10 +60,14 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
 
 def prepare(args: argparse.Namespace) -> argparse.Namespace:
     """Check the options and apply those that concern the whole process; call before a task or model is built."""
-    for name in ("width", "rank", "batch_size", "steps", "log_every", "threads"):
-        value = getattr(args, name)
+    for name in ("width", "rank", "batch_size", "steps", "epochs", "log_every", "threads"):
+        value = getattr(args, name, None)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.clip is not None and not args.clip > 0:
+        raise ValueError(f"--clip must be positive, got {args.clip}")
+    if args.nonlinearity is None:
+        args.nonlinearity = DEFAULT_NONLINEARITY[args.model]
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.out is None:

@@ -1,13 +1,18 @@
 """Images read one pixel a step, in order or permuted, with a unitary RNN, an nn.RNN or an nn.LSTM.
 
-The defaults follow projUNN (Kiani, Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483, Table 2): width 170,
-batch 128, Henaff initialisation, RMSprop, rank 1. digits (8 x 8, 64 steps) come with scikit-learn; MNIST and
-FashionMNIST (28 x 28, 784 steps) are downloaded by torchvision.
+Width 170, batch 128, Henaff initialisation, RMSprop, unitary weights with 1/32 of its rate and rank 1 follow projUNN
+(Kiani, Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483, Table 2). Nonlinearity and learning rate differ from
+its recurrent recipe: test accuracy on digits, width 128, after 40 epochs 95.0 % with modReLU and 3e-3, 92.2 % with
+modReLU and 1e-3, 62.5 % with the paper's ReLU and 1e-3. The paper's recipe is the last command. digits (8 x 8, 64
+steps) come with scikit-learn; MNIST and FashionMNIST (28 x 28, 784 steps) are downloaded by torchvision.
 
     python examples/pixel_sequence.py --images digits --model unitary
     python examples/pixel_sequence.py --images mnist --permute --epochs 200 --out runs/permuted_mnist/unitary
+    python examples/report.py runs/permuted_mnist
+    python examples/pixel_sequence.py --permute --nonlinearity relu --lr 1e-3 --out runs/permuted_mnist/paper
 """
 
+import argparse
 from pathlib import Path
 
 from images import IMAGE_SETS, load_images
@@ -16,7 +21,8 @@ from tasks import PixelSequence
 from training import train
 
 
-def main(argv: list[str] | None = None) -> None:
+def setup(argv: list[str] | None = None) -> tuple[argparse.Namespace, PixelSequence]:
+    """Options of one run and its task."""
     options = parser("pixel_sequence", "Classify images from one pixel a step.", width=170, steps=None)
     options.add_argument("--images", choices=IMAGE_SETS, default="mnist")
     options.add_argument("--permute", action="store_true", help="in one fixed random order of the pixels")
@@ -27,7 +33,11 @@ def main(argv: list[str] | None = None) -> None:
     task = PixelSequence(permute=args.permute, batch_size=args.batch_size, seed=args.seed, device=args.device, **source)
     if args.steps is None:
         args.steps = args.epochs * task.eval_every
-    train(args, task)
+    return args, task
+
+
+def main(argv: list[str] | None = None) -> None:
+    train(*setup(argv))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 PERMUTATION_SEED = 0  # the pixel order of the permuted task, whatever the seed of the run
+HELD_OUT = range(2**31, 2**31 + 4)  # steps that no run reaches: their batches are the held-out data of synthetic tasks
 
 
 def generator_for(seed: int, index: int) -> torch.Generator:
@@ -45,7 +46,7 @@ class Task(ABC):
         every_step: whether the read-out is wanted at every time step or only after the last.
         baseline: loss of the best predictor without memory, in the unit of `loss`.
         baseline_name: what that predictor is, for the legend of a plot.
-        eval_every: steps between evaluations on held-out data; None where every batch is fresh.
+        eval_every: steps between evaluations on held-out data; None for none, where every batch is fresh anyway.
     """
 
     batch_size: int
@@ -80,8 +81,8 @@ class Task(ABC):
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Held-out batches; none where every training batch is fresh data already."""
-        return iter(())
+        """Held-out batches; of a synthetic task those of steps that no run reaches."""
+        return map(self.batch, HELD_OUT)
 
 
 @dataclass(kw_only=True)

@@ -126,16 +126,16 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> Row:
-        """Mean loss and accuracy over the held-out sequences; nothing where the task has none."""
+        """Mean loss and accuracy over the held-out sequences."""
         self.model.eval()
         sums, count = [0.0, 0.0], 0
         for inputs, targets in self.task.test_batches():
-            outputs, size = self.model(inputs), len(targets)
+            outputs, size = self.model(inputs), inputs.size(1)
             sums[0] += self.task.loss(outputs, targets).item() * size
             sums[1] += self.task.accuracy(outputs, targets).item() * size
             count += size
         self.model.train()
-        return {"test_loss": sums[0] / count, "test_accuracy": sums[1] / count} if count else {}
+        return {"test_loss": sums[0] / count, "test_accuracy": sums[1] / count}
 
     def due(self) -> tuple[bool, bool]:
         """Whether a row of the log and whether an evaluation is due after the present step."""

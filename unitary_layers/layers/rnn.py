@@ -144,7 +144,7 @@ class UnitaryRNN(UnitaryRNNBase):
         init: str | Callable[..., Tensor] = "henaff",
     ) -> None:
         super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init)
-        _check_options(num_layers, dropout)
+        _check_options(num_layers, dropout, bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         self.num_layers = num_layers
         self.batch_first = batch_first
         self.dropout = float(dropout)
@@ -207,7 +207,7 @@ class UnitaryRNN(UnitaryRNNBase):
 
     def _run(self, x: Tensor, batch_sizes: Sequence[int], hx: Tensor | None) -> tuple[Tensor, Tensor]:
         """All layers over packed rows ``(sum(batch_sizes), input_size)`` from ``(D * num_layers, batch, n)``."""
-        hx = self._checked(x, batch_sizes[0], hx)
+        hx = self._initial_state(x, batch_sizes[0], hx)
         h_n = []
         for layer in range(self.num_layers):
             states = []
@@ -224,18 +224,21 @@ class UnitaryRNN(UnitaryRNNBase):
                 x = F.dropout(x, self.dropout, self.training)
         return x, torch.stack(h_n)
 
-    def _checked(self, x: Tensor, batch: int, hx: Tensor | None) -> Tensor:
+    def _initial_state(self, x: Tensor, batch: int, hx: Tensor | None) -> Tensor:
         """The initial state ``(D * num_layers, batch, n)``, after a look at the shapes of input and state."""
         if x.size(-1) != self.input_size:
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.size(-1)}"
             )
-        _check_dtype(x, self.value("weight_ih_l0", x))
+        if _differs(x, weight := self.value("weight_ih_l0", x)):
+            raise ValueError(f"expected input of the weight's dtype {weight.dtype}, got {x.dtype}")
         expected = (self.num_layers * self._directions, batch, self.hidden_size)
         if hx is None:
             return x.new_zeros(expected)
         if tuple(hx.shape) != expected:
             raise RuntimeError(f"Expected hidden size {expected}, got {tuple(hx.shape)}")
+        if _differs(hx, x):
+            raise RuntimeError(f"expected hx of the input's dtype {x.dtype}, got {hx.dtype}")
         return hx
 
     def extra_repr(self) -> str:
@@ -298,12 +301,16 @@ class UnitaryRNNCell(UnitaryRNNBase):
         x = torch.atleast_2d(input)
         if x.size(-1) != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.size(-1)} expected {self.input_size}")
-        _check_dtype(x, self.value("weight_ih", x))
+        if hx is not None and hx.dim() != input.dim():
+            raise RuntimeError(f"Expected hidden of {input.dim()}D as the input, but got {hx.dim()}D tensor")
         h = x.new_zeros(x.size(0), self.hidden_size) if hx is None else torch.atleast_2d(hx)
         if h.size(-1) != self.hidden_size:
             raise RuntimeError(f"hidden has inconsistent hidden_size: got {h.size(-1)}, expected {self.hidden_size}")
         if h.size(0) != x.size(0):
             raise RuntimeError(f"Input batch size {x.size(0)} doesn't match hidden batch size {h.size(0)}")
+        for name, y, like in (("input", x, self.value("weight_ih", x)), ("hidden", h, x)):
+            if _differs(y, like):
+                raise RuntimeError(f"expected {name} of dtype {like.dtype}, got {y.dtype}")
         projected = self._project(x, "")
         h = self.activation(torch.addmm(projected, h.to(projected.dtype), self.value("weight_hh", projected).mT))
         return h.squeeze(0) if input.dim() == 1 else h
@@ -320,13 +327,16 @@ def _reordered(h: Tensor | None, order: Tensor | None) -> Tensor | None:
     return h if h is None or order is None else h.index_select(1, order)
 
 
-def _check_dtype(x: Tensor, weight: Tensor) -> None:
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise ValueError(f"expected input of the weight's dtype {weight.dtype}, got {x.dtype}")
+def _differs(x: Tensor, like: Tensor) -> bool:
+    """Whether the dtypes differ and autocast is not there to mend it."""
+    return x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type)
 
 
-def _check_options(num_layers: int, dropout: float) -> None:
-    if not isinstance(num_layers, int):
+def _check_options(num_layers: int, dropout: float, **flags: bool) -> None:
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+    if not isinstance(num_layers, int) or isinstance(num_layers, bool):
         raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
     if num_layers < 1:
         raise ValueError(f"num_layers must be greater than zero, got {num_layers}")

@@ -1,0 +1,93 @@
+"""Haar matrices, the nearest unitary matrix, and the measure of unitarity."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from strategies import DTYPES, batches, dtypes, eps, seeds, sizes, wide
+
+from unitary_layers.linalg import haar_unitary, nearest_unitary, unitarity_error
+from unitary_layers.testing import assert_unitary
+
+
+@given(sizes, batches, dtypes, seeds)
+def test_haar_is_unitary_contiguous_and_reproducible(n, batch, dtype, seed):
+    first, second = (
+        haar_unitary(n, batch=batch, dtype=dtype, generator=torch.Generator().manual_seed(seed)) for _ in range(2)
+    )
+    assert first.shape == (*batch, n, n)
+    assert first.dtype == dtype
+    assert first.is_contiguous()
+    assert torch.equal(first, second)
+    # rounded once: an entry is off by at most eps / 2 of itself, W^H W by eps |W|_F^2 / n = eps in each entry; and QR
+    # in float64 has an error of its own
+    assert unitarity_error(first).max() <= n * eps(dtype) + 10 * n * eps(torch.float64)
+
+
+def test_haar_moments():
+    # E |tr U|^2 = 1 for the unitary and the orthogonal group (n >= 2), E tr U = 0; without the sign fix the mean of
+    # tr Q is far from 0 (Mezzadri, section 5).
+    draws = 4000
+    for dtype in (torch.float64, torch.complex128):
+        trace = haar_unitary(4, batch=(draws,), dtype=dtype, generator=torch.Generator().manual_seed(1))
+        trace = trace.diagonal(dim1=-2, dim2=-1).sum(-1)
+        assert abs(trace.mean()) < 4 / math.sqrt(draws)
+        assert abs(trace.abs().square().mean() - 1) < 4 * math.sqrt(3 / draws)
+
+
+def test_haar_refuses_a_negative_size():
+    with pytest.raises(ValueError, match="n >= 0, got -1"):
+        haar_unitary(-1)
+
+
+@given(sizes, sizes, batches, dtypes, seeds)
+def test_nearest_unitary_is_the_polar_factor(m, n, batch, dtype, seed):
+    x = torch.randn(*batch, m, n, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    u, s, vh = torch.linalg.svd(wide(x), full_matrices=False)
+    nearest = nearest_unitary(x)
+    assert nearest.dtype == dtype
+    assert nearest.is_contiguous()
+    # rounding of x moves the factor by eps |x| / s_min, the result is rounded once more
+    allowed = 4 * max(m, n) * eps(dtype) + 8 * eps(torch.float64) * float((s.amax() / s.amin()))
+    assert torch.linalg.matrix_norm(wide(nearest) - u @ vh).max() <= allowed
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(6, 6), (3, 9, 4), (2, 4, 9)])
+def test_near_the_manifold_both_ways_agree(dtype, shape):
+    n = max(shape[-2:])
+    x = haar_unitary(n, batch=shape[:-2], dtype=dtype)[..., : shape[-2], : shape[-1]]
+    x = x + 0.03 * torch.randn(shape, dtype=dtype)
+    assert unitarity_error(x).max() < 0.5  # the way by Newton-Schulz
+    u, _, vh = torch.linalg.svd(wide(x), full_matrices=False)
+    assert torch.linalg.matrix_norm(wide(nearest_unitary(x)) - u @ vh).max() <= 10 * n * eps(dtype)
+    assert_unitary(nearest_unitary(x))
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_nearest_unitary_does_not_depend_on_scale(factor):
+    x = torch.randn(5, 5)
+    torch.testing.assert_close(nearest_unitary(x * factor), nearest_unitary(x), rtol=0, atol=5 * 5 * eps(x.dtype) * 10)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nearest_unitary_refuses_what_is_not_finite(value):
+    x = torch.eye(3)
+    x[1, 2] = value
+    with pytest.raises(ValueError, match=r"expected a finite matrix.*\(3, 3\)"):
+        nearest_unitary(x)
+
+
+def test_nearest_unitary_of_a_singular_matrix_is_unitary():
+    assert_unitary(nearest_unitary(torch.zeros(4, 4)))
+    assert_unitary(nearest_unitary(torch.ones(4, 4, dtype=torch.complex64)))
+
+
+def test_unitarity_error_is_the_frobenius_norm():
+    assert unitarity_error(2 * torch.eye(4)) == 6  # 4 I - I, of norm 3 sqrt(4)
+    assert unitarity_error(torch.eye(3, 5)) == 0  # wide: the rows
+    assert unitarity_error(torch.eye(5, 3)) == 0
+    assert unitarity_error(torch.zeros(2, 7, 3, 3)).shape == (2, 7)
+    assert unitarity_error(1j * torch.eye(3)).dtype == torch.float32  # i I is unitary; a transpose would say 2 sqrt(3)
+    assert unitarity_error(1j * torch.eye(3)) == 0
