@@ -35,7 +35,7 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
     add = options.add_argument
     add("--model", choices=KINDS, default="unitary", help="recurrent layer")
     add("--width", type=int, default=170, help="hidden units")
-    add("--nonlinearity", help="relu, tanh, for unitary also modrelu, identity; if not given modrelu for unitary, tanh for rnn")
+    add("--nonlinearity", help="relu or tanh, for unitary also modrelu, identity; modrelu and tanh if not given")
     add("--init", default="henaff", help="start of the unitary weight: haar, identity, henaff, cayley")
     add("--forget-bias", type=float, default=1.0, help="forget-gate bias of lstm")
     add("--rank", type=int, default=1, help="rank k of projUNN's update")

@@ -66,8 +66,8 @@ def cayley_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tens
 
     The Cayley transform of skew blocks ``s = tan(t / 2)`` is the rotation by t, which is written here at once.
 
-    Source: K. Helfrich, D. Willmott, Q. Ye, "Orthogonal recurrent neural networks with scaled Cayley transform", ICML 2018,
-    arXiv 1707.09520, section 4.3.
+    Source: K. Helfrich, D. Willmott, Q. Ye, "Orthogonal recurrent neural networks with scaled Cayley transform",
+    ICML 2018, arXiv 1707.09520, section 4.3.
 
     Args:
         tensor: ``(..., n, n)``; filled in place and returned.

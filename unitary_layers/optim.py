@@ -22,14 +22,15 @@ class ProjUNN(Optimizer):
     r"""Trains a whole model: its unitary weights by projUNN, all other parameters by an optimiser of torch.
 
     Variant, rank and sampler of a unitary weight are those of its layer's ``UpdateRule``; its learning rate is
-    ``lr * unitary_lr_scale`` of its group here. Weight decay does not reach unitary weights. How they are told apart from
-    the rest is told in Note [How an optimiser knows a unitary weight].
+    ``lr * unitary_lr_scale`` of its group here. Weight decay does not reach unitary weights. How they are told apart
+    from the rest is told in Note [How an optimiser knows a unitary weight].
 
-    Momentum on the manifold: the buffer averages the gradients of the ambient space, ``m <- momentum m + G``, and the step
-    goes against m. projUNN-T uses of it only the part tangent to the manifold at the present W; projection to the tangent
-    space is a vector transport for a submanifold (Absil, Mahony, Sepulchre, "Optimization Algorithms on Matrix
-    Manifolds", 2008, section 8.1.3), and, being linear, it may as well be applied once to the sum as to each old gradient.
-    projUNN-D maps ``W - lr m_k`` to the nearest unitary matrix, which agrees with that to first order in the step.
+    Momentum on the manifold: the buffer averages the gradients of the ambient space, ``m <- momentum m + G``, and the
+    step goes against m. projUNN-T uses of it only the part tangent to the manifold at the present W; projection to
+    the tangent space is a vector transport for a submanifold (Absil, Mahony, Sepulchre, "Optimization Algorithms on
+    Matrix Manifolds", 2008, section 8.1.3), and, being linear, it may as well be applied once to the sum as to each
+    old gradient. projUNN-D maps ``W - lr m_k`` to the nearest unitary matrix, which agrees with that to first order
+    in the step.
 
     Args:
         params: parameters or groups of them; a group may set each of the options below.
@@ -76,9 +77,9 @@ class ProjUNN(Optimizer):
         options |= {"lr": lr, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         self._weights: dict[Tensor, UnitaryWeight] | None = None
         self._base: Optimizer | None = None
+        self._base_name = base
         super().__init__(params, options)
-        self._base = BASES[base](self.param_groups, lr=lr, weight_decay=weight_decay, maximize=maximize)
-        self._share()
+        self._build_base()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -113,16 +114,17 @@ class ProjUNN(Optimizer):
         return loss
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_base": self._base}
+        return super().__getstate__() | {"_base_name": self._base_name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._weights = None
-        if self._base is not None:
-            self._share()
+        self._build_base()
 
-    def _share(self) -> None:
-        """Lets the base work on these groups and this state: one list, whoever changes it."""
+    def _build_base(self) -> None:
+        """The optimiser of the ordinary parameters, over these same groups and this same state."""
+        self._weights = None
+        options = {name: self.defaults[name] for name in ("lr", "weight_decay", "maximize")}
+        self._base = BASES[self._base_name](self.param_groups, **options)
         self._base.param_groups = self.param_groups
         self._base.state = self.state
 
@@ -140,7 +142,7 @@ class ProjUNN(Optimizer):
         return DenseGradient(g)
 
     def _buffer(self, weight: UnitaryWeight, name: str, *, real: bool = False) -> Tensor:
-        """A moving average ``(..., n, n)`` of a weight, zero at first; a complex one is stored as pairs, as the weight is."""
+        """A moving average ``(..., n, n)``, zero at first; a complex one is stored as pairs, as the weight is."""
         state = self.state[weight.parameter]
         if name not in state:
             like = weight.matrix.real if real else weight.parameter
@@ -161,7 +163,7 @@ def _check(group: dict[str, Any]) -> None:
 
 
 def register_with_timm() -> None:
-    """Makes ``timm.optim.create_optimizer_v2(model, "projunn")`` and ``--opt projunn`` work; a second call does nothing."""
+    """Makes ``timm.optim.create_optimizer_v2(model, "projunn")`` work; a second call does nothing."""
     if "projunn" not in default_registry.list_optimizers():
         info = OptimInfo(
             name="projunn",

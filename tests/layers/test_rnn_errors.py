@@ -81,10 +81,7 @@ def option(error: type[Exception], match: str, **options: Any) -> Wrong:
 
 
 OPTIONS = [
-    *(
-        option(ValueError, rf"range \[0, 1\].*got {p!r}", dropout=p, num_layers=2)
-        for p in (-0.1, 1.5, float("nan"), True)
-    ),
+    *(option(ValueError, rf"range \[0, 1\].*got {p!r}", dropout=p, num_layers=2) for p in (-0.1, 1.5, math.nan, True)),
     *(option(ValueError, f"greater than zero, got {n}", num_layers=n) for n in (0, -1)),
     *(option(TypeError, f"type int, got: {type(n).__name__}", num_layers=n) for n in (1.5, "2", None, True)),
     *(option(TypeError, f"bias.*bool, got: {type(b).__name__}", bias=b) for b in (1, "no", None)),

@@ -35,9 +35,10 @@ def make_activation(nonlinearity: str, dtype: torch.dtype) -> nn.Module:
 
 
 def make_leaves(sizes: list[int], dtype: torch.dtype, activation: nn.Module) -> dict[str, Tensor]:
+    scale = 0.3 if dtype.is_complex and isinstance(activation, nn.Tanh) else 1.0  # away from the poles of tanh
     leaves = {
-        "projected": torch.randn(sum(sizes), N, dtype=dtype),
-        "h_0": torch.randn(sizes[0], N, dtype=dtype),
+        "projected": scale * torch.randn(sum(sizes), N, dtype=dtype),
+        "h_0": scale * torch.randn(sizes[0], N, dtype=dtype),
         "weight": haar_unitary(N, dtype=dtype),
     }
     return {k: v.requires_grad_() for k, v in leaves.items()} | dict(activation.named_parameters())
@@ -107,12 +108,10 @@ def test_what_is_not_known_runs_as_a_loop():
         assert_rounding(mine, twin, n=N * 4)
 
 
-@cases
+@pytest.mark.parametrize(("nonlinearity", "dtype"), [c for c in CASES if c[1] != torch.float32], ids=str)
 @pytest.mark.parametrize("sizes", [[2, 2], [3, 1]], ids=str)
 @ways
 def test_gradcheck(nonlinearity, dtype, sizes, reverse):
-    if dtype == torch.float32:
-        pytest.skip("finite differences need double precision")
     activation = make_activation(nonlinearity, dtype)
     leaves = make_leaves(sizes, dtype, activation)
 
@@ -130,7 +129,7 @@ def test_double_backward_is_refused(nonlinearity):
     output, _ = scan(leaves["projected"], [2, 1], leaves["h_0"], leaves["weight"], activation)
     (first,) = torch.autograd.grad(output.square().sum(), leaves["weight"], create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
-        torch.autograd.grad(first.sum(), leaves["projected"])
+        first.sum().backward()
 
 
 @pytest.mark.parametrize("frozen", ["projected", "h_0", "weight", "bias"])

@@ -49,7 +49,7 @@ def test_nearest_unitary_is_the_polar_factor(m, n, batch, dtype, seed):
     assert nearest.dtype == dtype
     assert nearest.is_contiguous()
     # rounding of x moves the factor by eps |x| / s_min, the result is rounded once more
-    allowed = 4 * max(m, n) * eps(dtype) + 8 * eps(torch.float64) * float((s.amax() / s.amin()))
+    allowed = 4 * max(m, n) * eps(dtype) + 8 * eps(torch.float64) * float(s.amax() / s.amin())
     assert torch.linalg.matrix_norm(wide(nearest) - u @ vh).max() <= allowed
 
 

@@ -33,8 +33,9 @@ def relative(x: Tensor, reference: Tensor) -> float:
     return float((torch.linalg.matrix_norm(wide(x) - reference) / torch.linalg.matrix_norm(reference)).max())
 
 
-# 1e-5 in float32 and 1e-12 in float64 hold up to steps of norm 5. Beyond, the reference itself knows the answer only so well:
-# T turns by angles up to |a b^H|, each known to eps of itself; D in float64 is an SVD of numbers of size |a b^H|.
+# 1e-5 in float32 and 1e-12 in float64 hold up to steps of norm 5. Beyond, the reference itself knows the answer only
+# so well: T turns by angles up to |a b^H|, each known to eps of itself; D in float64 is an SVD of numbers of size |a
+# b^H|.
 BOUND = {torch.float32: 1e-5, torch.complex64: 1e-5, torch.float64: 1e-12, torch.complex128: 1e-12}
 
 

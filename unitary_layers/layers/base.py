@@ -128,6 +128,11 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         if rule.rank > n:
             raise ValueError(f"expected a rank of at most n = {n} for {name} (n x n), got rank={rule.rank}")
 
+    def _kept_names(self) -> list[str]:
+        """The parameters and buffers that never fall below float32."""
+        parameters = list(self._parameters) if self.is_complex else self._unitary
+        return [*parameters, *(f"{name}_previous" for name in self._unitary)]
+
     def _register_state(self, name: str) -> None:
         """The buffer of the power sampler: the left factor of its last step."""
         previous = None
@@ -140,14 +145,12 @@ class UnitaryModule(UnitaryMethods, nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UnitaryModule":
         # Note [Storage]: what would take a unitary weight (or the parts of a complex number) below float32 only moves it.
-        kept = set(self._unitary) if not self.is_complex else set(self._parameters)
-        protected = {id(self._parameters[name]) for name in kept if self._parameters[name] is not None}
-        protected |= {id(self._buffers[f"{name}_previous"]) for name in self._unitary}
-        gradients = {id(self._parameters[name].grad) for name in kept if self._parameters[name] is not None}
+        kept = [t for name in self._kept_names() if (t := getattr(self, name)) is not None]
+        protected = {id(t) for t in kept} | {id(t.grad) for t in kept if t.grad is not None}
 
         def at_least_float32(t: Tensor) -> Tensor:
             moved = fn(t)
-            if id(t) not in protected | gradients or moved.dtype not in (torch.float16, torch.bfloat16):
+            if id(t) not in protected or moved.dtype not in (torch.float16, torch.bfloat16):
                 return moved
             return t.to(device=moved.device, dtype=torch.promote_types(moved.dtype, torch.float32))
 
@@ -160,6 +163,9 @@ class UnitaryModule(UnitaryMethods, nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *reports: list[str]
     ) -> None:
+        for key in (prefix + name for name in self._kept_names()):  # assign=True takes a tensor as it is
+            if key in state_dict and state_dict[key].dtype in (torch.float16, torch.bfloat16):
+                state_dict[key] = state_dict[key].float()
         for weight in self.own_unitary_weights():
             key = prefix + weight.name
             if key in state_dict and state_dict[key].shape == weight.parameter.shape:
@@ -171,14 +177,14 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         """What to load for a unitary weight: itself, the nearest unitary one, or (with an error) the present one."""
         if loaded.is_meta:
             return loaded
-        stored = loaded.detach().to(torch.promote_types(loaded.dtype, torch.float32)).contiguous()
+        stored = loaded.detach().contiguous()
         matrix = as_matrix(stored, self.is_complex)
         if not torch.isfinite(matrix).all():
             errors.append(f"expected a finite unitary weight {key!r}, got NaN or infinity; it was not loaded")
             return weight.parameter.detach()
         error, tolerance = float(unitarity_error(matrix).amax()), load_tolerance(weight)
         if error <= tolerance:
-            return loaded if stored.dtype == loaded.dtype and loaded.is_contiguous() else stored
+            return loaded if loaded.is_contiguous() else stored
         warnings.warn(
             f"the loaded weight {key!r} is not unitary: expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}; "
             "the nearest unitary matrix is used instead",
@@ -189,12 +195,18 @@ class UnitaryModule(UnitaryMethods, nn.Module):
 
     def _complete(self, state_dict: dict[str, Any], key: str, weight: UnitaryWeight) -> None:
         """Fills in what a state dict of torch's own layer, or of another sampler, does not have."""
-        state_dict.setdefault(f"{key}_count", weight.count)
+        device = state_dict[key].device if key in state_dict else weight.count.device
+        state_dict.setdefault(f"{key}_count", _or_zeros(weight.count, device))
         previous = f"{key}_previous"
         if weight.previous is None:
             state_dict.pop(previous, None)
         elif previous not in state_dict or state_dict[previous].shape != weight.previous.shape:
-            state_dict[previous] = weight.previous
+            state_dict[previous] = _or_zeros(weight.previous, device)
+
+
+def _or_zeros(buffer: Tensor, device: torch.device) -> Tensor:
+    """The buffer itself, or zeros where it is on the meta device and so has no values."""
+    return torch.zeros_like(buffer, device=device) if buffer.is_meta else buffer
 
 
 def load_tolerance(weight: UnitaryWeight) -> float:

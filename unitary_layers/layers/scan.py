@@ -1,7 +1,6 @@
 """One recurrent layer over time, for padded and packed sequences: by a plain loop, or as one node of the graph."""
 
 from collections.abc import Callable, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -37,18 +36,15 @@ def _mod_relu_(y: Tensor, bias: Tensor | None) -> None:
 
 
 _aten = torch.ops.aten
-FUSED: MappingProxyType[type[nn.Module], Fused] = MappingProxyType(
-    {
-        nn.ReLU: Fused(
-            lambda y, bias: torch.relu_(y), lambda g, y, d: _aten.threshold_backward.grad_input(g, y, 0, grad_input=d)
-        ),
-        nn.Tanh: Fused(
-            lambda y, bias: torch.tanh_(y), lambda g, y, d: _aten.tanh_backward.grad_input(g, y, grad_input=d)
-        ),
-        nn.Identity: Fused(lambda y, bias: y, lambda g, y, d: d.copy_(g)),
-        ModReLU: Fused(_mod_relu_, lambda g, y, d: torch.mul(g, y != 0, out=d)),
-    }
-)
+# A plain dict: torch.compile breaks the graph at a MappingProxyType whose keys are classes.
+FUSED: dict[type[nn.Module], Fused] = {
+    nn.ReLU: Fused(
+        lambda y, bias: torch.relu_(y), lambda g, y, d: _aten.threshold_backward.grad_input(g, y, 0, grad_input=d)
+    ),
+    nn.Tanh: Fused(lambda y, bias: torch.tanh_(y), lambda g, y, d: _aten.tanh_backward.grad_input(g, y, grad_input=d)),
+    nn.Identity: Fused(lambda y, bias: y, lambda g, y, d: d.copy_(g)),
+    ModReLU: Fused(_mod_relu_, lambda g, y, d: torch.mul(g, y != 0, out=d)),
+}
 
 
 def is_fused(activation: nn.Module, weight: Tensor) -> bool:

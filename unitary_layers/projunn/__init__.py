@@ -1,4 +1,4 @@
-"""The algorithm, one file per stop of the gradient's journey: gradient, sampling, rotation, rule, weight, hook, attach."""
+"""The algorithm, a file a stop of the gradient's journey: gradient, sampling, rotation, rule, weight, hook, attach."""
 
 from .attach import AttachHandle as AttachHandle
 from .attach import attach as attach

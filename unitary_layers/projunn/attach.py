@@ -31,13 +31,13 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None) -> AttachHandl
 
     ``attach(model, optimizer)`` takes the projUNN step whenever the optimiser steps. The hook owns the unitary weights:
     during the step the optimiser does not see them, so neither weight decay nor momentum nor a moving average inside it
-    reaches them. Accumulation, clipping and ``GradScaler`` work as for any parameter; a step that the scaler skips is no
-    step. A schedule of the optimiser's learning rate scales the rules' rates by the same factor, relative to the base
-    rate (``group["initial_lr"]``, or the rate at the time of attaching).
+    reaches them. Accumulation, clipping and ``GradScaler`` work as for any parameter; a step that the scaler skips is
+    no step. A schedule of the optimiser's learning rate scales the rules' rates by the same factor, relative to the
+    base rate (``group["initial_lr"]``, or the rate at the time of attaching).
 
-    ``attach(model)`` takes it by itself as soon as a backward has finished: for the plain loop of one backward per step.
-    Do not use it with gradient accumulation, clipping or ``GradScaler``, nor with weights that are shared between
-    segments of reentrant checkpointing: it would step before they are done.
+    ``attach(model)`` takes it by itself as soon as a backward has finished: for the plain loop of one backward per
+    step. Do not use it with gradient accumulation, clipping or ``GradScaler``, nor with weights that are shared
+    between segments of reentrant checkpointing: it would step before they are done.
 
     A copy of the module or of the optimiser is not attached.
 
@@ -110,7 +110,7 @@ class _OptimizerHook:
             self.hiding = None
 
     def schedule(self, optimizer: Optimizer) -> dict[Tensor | None, float]:
-        """The present rate over the base rate for each parameter; under None, for those in no group, the first group's."""
+        """The present rate over the base rate, by parameter; under None, for those in no group, the first group's."""
         rates: dict[Tensor | None, float] = {}
         for i, group in enumerate(optimizer.param_groups):
             base = self.base_rates[i] if i < len(self.base_rates) else _base_rate(group)
@@ -155,8 +155,8 @@ def _attach_to_backward(module: nn.Module) -> AttachHandle:
         projunn_step(module)
 
     def on_gradient(parameter: Tensor) -> None:
-        # The engine calls back when this backward is over; the hook itself touches no weight and no gradient. A backward
-        # is known by its number and not by a flag, which one that raised halfway would leave up.
+        # The engine calls back when this backward is over; the hook itself touches no weight and no gradient. A
+        # backward is known by its number and not by a flag, which one that raised halfway would leave up.
         number = torch._C._current_graph_task_id()
         if queued_for[0] != number:
             queued_for[0] = number
@@ -171,6 +171,6 @@ def _refuse_distributed(module: nn.Module) -> None:
     many = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
     if many or any(isinstance(m, DistributedDataParallel) for m in module.modules()):
         raise ValueError(
-            "attach(model) steps before DistributedDataParallel has summed the gradients; expected attach(model, optimizer) "
-            "or model.projunn_step() in a distributed run"
+            "attach(model) steps before DistributedDataParallel has summed the gradients; expected "
+            "attach(model, optimizer) or model.projunn_step() in a distributed run"
         )

@@ -25,8 +25,8 @@ class Step:
 def projunn_step(module: nn.Module, *, lr_scale: float = 1.0) -> None:
     """Moves every unitary weight of a module tree that has a gradient, then sets its ``.grad`` to None.
 
-    An optimiser over ``module.parameters()`` that steps next skips these weights: no weight decay, no momentum, no second
-    step. Without any gradient nothing happens; frozen weights stay as they are.
+    An optimiser over ``module.parameters()`` that steps next skips these weights: no weight decay, no momentum, no
+    second step. Without any gradient nothing happens; frozen weights stay as they are.
 
     Args:
         module: any module, for example an ``nn.Sequential`` with unitary layers in it.
@@ -60,7 +60,7 @@ def step_from_gradients(
 
 
 def take(steps: list[Step]) -> None:
-    """Takes some steps. All changes are computed, thin, before the first is written: an error leaves every weight alone."""
+    """Takes steps. All changes are computed, thin, before the first is written: an error leaves all weights alone."""
     changes = []
     for step in steps:
         weight = step.weight
@@ -78,8 +78,8 @@ def _is_usable(weight: UnitaryWeight, gradient: GradientOperator) -> bool:
     if weight.rule.nonfinite == "skip":
         return False
     raise RuntimeError(
-        f"expected a finite gradient of the unitary weight {weight.name!r} {tuple(gradient.shape)}, got NaN or infinity; "
-        'no unitary weight was changed (UpdateRule(nonfinite="skip") leaves such a weight out instead)'
+        f"expected a finite gradient of the unitary weight {weight.name!r} {tuple(gradient.shape)}, got NaN or "
+        'infinity; no unitary weight was changed (UpdateRule(nonfinite="skip") leaves such a weight out instead)'
     )
 
 

@@ -18,7 +18,8 @@ NONFINITE = ("raise", "skip")
 class UpdateRule:
     """How a unitary weight moves: ``W`` goes to the unitary matrix that projUNN finds for ``W - lr G_k``.
 
-    A rule is a value: immutable, hashable, comparable, without state. ``dataclasses.replace(rule, lr=...)`` makes another.
+    A rule is a value: immutable, hashable, comparable, without state. ``dataclasses.replace(rule, lr=...)`` makes
+    another.
 
     Args:
         variant: "D" (nearest unitary matrix to ``W - lr G_k``) or "T" (geodesic step along the tangent part of it).

@@ -1,10 +1,10 @@
 """From a gradient to a matrix of rank k that stands for it: the samplers of projUNN.
 
-Sources: B. Kiani, R. Balestriero, Y. LeCun, S. Lloyd, "projUNN: efficient method for training deep networks with unitary
-matrices", NeurIPS 2022, arXiv 2203.05483, section 3 (LSI and column sampling); N. Halko, P.-G. Martinsson, J. A. Tropp,
-"Finding structure with randomness", SIAM Review 53 (2011), arXiv 0909.4061 (range finder, its expected error in theorem
-10.5); P. Drineas, R. Kannan, M. W. Mahoney, "Fast Monte Carlo algorithms for matrices II", SIAM J. Comput. 36 (2006)
-(column sampling, theorem 2).
+Sources: B. Kiani, R. Balestriero, Y. LeCun, S. Lloyd, "projUNN: efficient method for training deep networks with
+unitary matrices", NeurIPS 2022, arXiv 2203.05483, section 3 (LSI and column sampling); N. Halko, P.-G. Martinsson,
+J. A. Tropp, "Finding structure with randomness", SIAM Review 53 (2011), arXiv 0909.4061 (range finder; its expected
+error in theorem 10.5); P. Drineas, R. Kannan, M. W. Mahoney, "Fast Monte Carlo algorithms for matrices II", SIAM J.
+Comput. 36 (2006) (column sampling, theorem 2).
 
 Every sampler is scale-equivariant: c G gives c times the factors of G, for c from 1e-30 to 1e30 in float32.
 """

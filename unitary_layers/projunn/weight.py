@@ -76,12 +76,13 @@ def unitary_weights(module: nn.Module) -> Iterator[UnitaryWeight]:
 
 
 # Note [How an optimiser knows a unitary weight]
-# An optimiser is given tensors, and a tensor cannot be trusted to know that it is unitary: an attribute or a subclass is
-# lost by deepcopy, load_state_dict(assign=True), the meta device and to_empty(), which all make a new Parameter. The
-# module knows, by the parameter's name. So every module that owns unitary weights is listed here, weakly, from its
-# construction, its unpickling and its deepcopy on, and a parameter is looked up by asking the living modules which of
-# them holds this very tensor now. Grouping parameters, as timm does for weight decay, leaves the tensors what they are.
-# A tensor that was replaced in its module after an optimiser was built is trained by no optimiser of torch, ours included.
+# An optimiser is given tensors, and a tensor cannot be trusted to know that it is unitary: an attribute or a subclass
+# is lost by deepcopy, load_state_dict(assign=True), the meta device and to_empty(), which all make a new Parameter.
+# The module knows, by the parameter's name. So every module that owns unitary weights is listed here, weakly, from
+# its construction, its unpickling and its deepcopy on, and a parameter is looked up by asking the living modules
+# which of them holds this very tensor now. Grouping parameters, as timm does for weight decay, leaves the tensors
+# what they are. A tensor that was replaced in its module after an optimiser was built is trained by no optimiser of
+# torch, ours included.
 
 _owners: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _owners_lock = threading.Lock()
@@ -94,10 +95,17 @@ def register_owner(module: nn.Module) -> None:
 
 
 def weights_of(parameters: Iterable[Tensor]) -> dict[Tensor, UnitaryWeight]:
-    """Those of the parameters that are unitary weights of a living module, in order and numbered in it."""
+    """Those of the parameters that are unitary weights of a living module, in order and numbered in it.
+
+    Without a module tree their names are those of the class and the parameter, as in ``UnitaryLinear.weight``.
+    """
     with _owners_lock:
         owners = list(_owners)
-    known = {id(weight.parameter): weight for owner in owners for weight in owner.own_unitary_weights()}
+    known = {
+        id(weight.parameter): replace(weight, name=f"{type(owner).__name__}.{weight.name}")
+        for owner in owners
+        for weight in owner.own_unitary_weights()
+    }
     found: dict[Tensor, UnitaryWeight] = {}
     for parameter in parameters:
         if id(parameter) in known and parameter not in found:

@@ -1,0 +1,164 @@
+"""The whole package in a few minutes on two cores: `make demo`, or `python examples/demo.py`.
+
+Two tasks, each with a `UnitaryRNN`, an `nn.RNN` and an `nn.LSTM` of the same width, on the same batches for the same
+number of steps: copying memory over a delay of 100, and the digits of scikit-learn read one pixel a step. Every run is
+one that the example scripts can repeat; its command line is printed. `--out` (runs/demo) gets a folder for each run,
+results.csv, curves.png; at the end the checkpoint of each trained `UnitaryRNN` is loaded into a fresh model and
+compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shlex
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import copying_memory
+import pixel_sequence
+import torch
+from checkpoint import load_checkpoint
+from matplotlib.figure import Figure
+from models import KINDS
+from report import Row, draw_task
+from training import Trainer, build_model
+
+LABELS = {"unitary": "UnitaryRNN", "rnn": "nn.RNN", "lstm": "nn.LSTM"}
+FORMATS = {  # the columns of the table, and how their values are printed
+    "task": "{}",
+    "model": "{}",
+    "parameters": "{:,}",
+    "learning_rate": "{:g}",
+    "test_loss": "{:.3e}",
+    "test_accuracy": "{:.3f}",
+    "unitarity_error": "{:.1e}",
+    "seconds": "{:.0f}",
+}
+
+
+class Recipe(NamedTuple):
+    """One task of the demo.
+
+    Attributes:
+        script: the example that sets it up.
+        options: its command line, common to all models.
+        quick: what `--quick` adds to it.
+        rates: the learning rate of each model.
+    """
+
+    script: ModuleType
+    options: str
+    quick: str
+    rates: dict[str, str]
+
+
+RECIPES = (
+    Recipe(
+        copying_memory,
+        "--delay 100 --width 128 --steps 500",
+        "--delay 10 --width 16 --steps 4",
+        {"unitary": "5e-3", "rnn": "1e-3", "lstm": "1e-2"},
+    ),
+    Recipe(
+        pixel_sequence,
+        "--images digits --width 128 --epochs 40",
+        "--width 16 --steps 4",
+        {"unitary": "3e-3", "rnn": "1e-3", "lstm": "1e-2"},
+    ),
+)
+
+
+def runs(recipe: Recipe, demo: argparse.Namespace) -> list[Trainer]:
+    """Trains every kind of model by one recipe."""
+    trainers = []
+    for kind in KINDS:
+        name = recipe.script.__name__
+        line = f"--model {kind} --lr {recipe.rates[kind]} {recipe.options} {recipe.quick if demo.quick else ''}".strip()
+        line += f" --seed {demo.seed}" + (f" --threads {demo.threads}" if demo.threads else "")
+        print(f"\npython examples/{name}.py {line}", flush=True)
+        out = demo.out / name / kind
+        args, task = recipe.script.setup([*shlex.split(line), "--out", str(out), "--overwrite"])
+        trainers.append(Trainer(args, task))
+        trainers[-1].run()
+    return trainers
+
+
+def result(trainer: Trainer) -> Row:
+    """What one trained model is worth, on held-out sequences."""
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    return {
+        "task": trainer.task.title,
+        "model": LABELS[trainer.args.model],
+        "parameters": parameters,
+        "learning_rate": trainer.args.lr,
+        **trainer.evaluate(),
+        "unitarity_error": trainer.model.unitarity_error(),
+        "seconds": trainer.seconds,
+    }
+
+
+def print_table(rows: list[Row]) -> None:
+    """The results, one model a line."""
+    texts = [[name.replace("_", " ") for name in FORMATS]]
+    for row in rows:
+        texts.append(["-" if row[name] is None else text.format(row[name]) for name, text in FORMATS.items()])
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for line in texts:
+        cells = zip(FORMATS.values(), line, widths, strict=True)
+        print("  ".join(text.ljust(width) if form == "{}" else text.rjust(width) for form, text, width in cells))
+
+
+def draw(path: Path, tasks: list[list[Trainer]]) -> None:
+    """PNG with a line of curves for each task."""
+    figure = Figure(figsize=(11, 4 * len(tasks)), layout="constrained")
+    for axes, trainers in zip(figure.subplots(len(tasks), 2), tasks, strict=True):
+        draw_task(list(axes), {LABELS[t.args.model]: t.log.rows for t in trainers}, **trainers[0].summary)
+    figure.savefig(path, dpi=120)
+
+
+@torch.no_grad()
+def check_checkpoint(trainer: Trainer) -> None:
+    """Load the checkpoint into a model with other weights and compare the outputs of the two on held-out sequences.
+
+    Raises:
+        RuntimeError: they differ in any bit.
+    """
+    inputs, _ = next(iter(trainer.task.test_batches()))
+    fresh = build_model(argparse.Namespace(**(vars(trainer.args) | {"seed": trainer.args.seed + 1})), trainer.task)
+    fresh.load_state_dict(load_checkpoint(trainer.checkpoint)["model"])
+    expected, got = trainer.model(inputs), fresh(inputs)
+    if not torch.equal(expected, got):
+        error = (expected - got).abs().max().item()
+        raise RuntimeError(f"{trainer.checkpoint}: expected the outputs of the trained model, off by {error}")
+    print(f"{trainer.checkpoint} loaded into a fresh model: outputs bit-identical on {inputs.size(1)} sequences")
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = argparse.ArgumentParser(prog="demo.py", description=__doc__.partition("\n")[0])
+    options.add_argument("--seed", type=int, default=0, help="of the weights and the data")
+    options.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results")
+    options.add_argument("--threads", type=int, default=None, help="CPU threads; torch's own choice if not given")
+    options.add_argument("--quick", action="store_true", help="a few steps of each run only, to see that all works")
+    demo = options.parse_args(argv)
+    start = time.perf_counter()
+    tasks = [runs(recipe, demo) for recipe in RECIPES]
+    rows = [result(trainer) for trainers in tasks for trainer in trainers]
+    with (demo.out / "results.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([FORMATS, *(row.values() for row in rows)])
+    draw(demo.out / "curves.png", tasks)
+    print()
+    print_table(rows)
+    print()
+    for unitary, *_ in tasks:
+        check_checkpoint(unitary)
+    unitary, row = tasks[0][0], rows[0]
+    name, baseline = unitary.task.baseline_name, unitary.task.baseline
+    print(f"{row['task']}: {row['model']} is at 1/{baseline / row['test_loss']:.3g} of the {name}, {baseline:.4g}")
+    print(f"{time.perf_counter() - start:.0f} s in all; results.csv, curves.png and a folder a run in {demo.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The list of layers that every contract test runs over: a new layer is one more entry."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unitary_layers import UnitaryLinear, UnitaryRNN, UnitaryRNNCell, UpdateRule, projunn_step
+from unitary_layers.projunn import unitary_weights
+from unitary_layers.projunn.weight import weights_of
+from unitary_layers.testing import assert_unitary
+
+N, BATCH, STEPS = 8, 4, 3
+POWER = UpdateRule(sampler="power", rank=2, lr=0.3)  # the rule with the most state
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A layer of the contract.
+
+    Attributes:
+        name: of the test case.
+        build: makes it; takes ``device``, ``dtype`` and ``update``.
+        shape: of its input.
+        is_complex: whether it takes the complex counterpart of a dtype.
+    """
+
+    name: str
+    build: Callable[..., nn.Module]
+    shape: tuple[int, ...]
+    is_complex: bool = False
+
+    def make(
+        self, dtype: torch.dtype = torch.float32, device: str | None = None, update: UpdateRule | None = None
+    ) -> nn.Module:
+        """The layer with real or complex parameters of this precision."""
+        return self.build(dtype=self.of(dtype), device=device, update=update or UpdateRule(lr=0.3))
+
+    def input(self, dtype: torch.dtype = torch.float32, seed: int = 5) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(self.shape, dtype=self.of(torch.float32), generator=generator).to(self.of(dtype))
+
+    def of(self, dtype: torch.dtype) -> torch.dtype:
+        if not self.is_complex:
+            return dtype
+        return torch.complex128 if dtype == torch.float64 else torch.complex64
+
+
+def sequential(**options: Any) -> nn.Module:
+    dd = {k: v for k, v in options.items() if k != "update"}
+    return nn.Sequential(
+        nn.Linear(5, N, **dd), nn.Tanh(), UnitaryLinear(N, N, **options), nn.Tanh(), UnitaryLinear(N, 3, **options)
+    )
+
+
+def recurrent(**fixed: Any) -> Callable[..., nn.Module]:
+    return lambda **options: UnitaryRNN(5, N, **fixed, **options)
+
+
+ENTRIES = (
+    Entry("linear", lambda **o: UnitaryLinear(N, N, **o), (BATCH, N)),
+    Entry("linear-without-bias", lambda **o: UnitaryLinear(N, N, bias=False, **o), (BATCH, N)),
+    Entry("linear-wide", lambda **o: UnitaryLinear(N, 5, **o), (BATCH, N)),
+    Entry("linear-tall", lambda **o: UnitaryLinear(5, N, **o), (BATCH, 5)),
+    Entry("linear-complex", lambda **o: UnitaryLinear(N, N, **o), (BATCH, N), is_complex=True),
+    Entry("rnn-tanh", recurrent(), (STEPS, BATCH, 5)),
+    Entry("rnn-relu", recurrent(nonlinearity="relu", init="haar"), (STEPS, BATCH, 5)),
+    Entry("rnn-modrelu", recurrent(nonlinearity="modrelu"), (STEPS, BATCH, 5)),
+    Entry("rnn-module", recurrent(nonlinearity=nn.Softsign(), bias=False), (STEPS, BATCH, 5)),
+    Entry("rnn-two-layers-both-ways", recurrent(num_layers=2, bidirectional=True), (STEPS, BATCH, 5)),
+    Entry("rnn-complex", recurrent(nonlinearity="modrelu"), (STEPS, BATCH, 5), is_complex=True),
+    Entry("cell", lambda **o: UnitaryRNNCell(5, N, **o), (BATCH, 5)),
+    Entry("cell-complex", lambda **o: UnitaryRNNCell(5, N, nonlinearity="modrelu", **o), (BATCH, 5), is_complex=True),
+    Entry("sequential", sequential, (BATCH, 5)),
+)
+REAL = tuple(entry for entry in ENTRIES if not entry.is_complex)
+
+every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+every_real_entry = pytest.mark.parametrize("entry", REAL, ids=lambda e: e.name)
+
+
+def output_of(module: nn.Module, x: Tensor) -> Tensor:
+    """The output of a layer, joined with the final states of a recurrent one."""
+    result = module(x)
+    return torch.cat([result[0].flatten(), result[1].flatten()]) if isinstance(result, tuple) else result
+
+
+def state_twice(module: nn.Module, x: Tensor) -> Tensor:
+    """Output of the module on x; a cell takes a second step, since only then its recurrent matrix counts."""
+    return module(x, module(x)) if isinstance(module, UnitaryRNNCell) else output_of(module, x)
+
+
+def loss_of(module: nn.Module, x: Tensor) -> Tensor:
+    """Mean squared distance to a target in the reach of the layer."""
+    y = state_twice(module, x)
+    target = torch.randn(
+        y.shape, dtype=torch.promote_types(y.dtype, torch.float32), generator=torch.Generator().manual_seed(7)
+    )
+    return (y - target / 2).abs().square().mean()
+
+
+def step(module: nn.Module, x: Tensor, lr: float = 0.02) -> float:
+    """Backward, a step of the unitary weights, and plain gradient descent on all others."""
+    loss = loss_of(module, x)
+    loss.backward()
+    projunn_step(module)
+    with torch.no_grad():
+        for p in module.parameters():
+            if p.requires_grad and p.grad is not None:
+                p -= lr * p.grad
+    module.zero_grad()
+    return float(loss.detach())
+
+
+def matrices(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the unitary matrices by name."""
+    return {weight.name: weight.matrix.clone() for weight in unitary_weights(module)}
+
+
+def same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two state dicts (or dicts of matrices) are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict, which itself shares memory with the module."""
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Asserts that what runs in it leaves parameters and buffers as they are."""
+    before = snapshot(module)
+    yield
+    assert same_tensors(snapshot(module), before)
+
+
+def assert_trains(module: nn.Module, entry: Entry, dtype: torch.dtype = torch.float32) -> None:
+    """The unitary weights are known as such, move, and stay unitary."""
+    before = matrices(module)
+    assert before
+    known = weights_of(module.parameters())  # as an optimiser sees them
+    assert {id(p) for p in known} == {id(weight.parameter) for weight in unitary_weights(module)}
+    for _ in range(3):
+        step(module, entry.input(dtype))
+    assert all(not torch.equal(after, before[name]) for name, after in matrices(module).items())
+    assert_unitary(module)
+
+
+def trained(entry: Entry) -> nn.Module:
+    """A layer after three steps, with counters and factors that are not zero."""
+    module = entry.make(update=POWER)
+    for _ in range(3):
+        step(module, entry.input())
+    return module

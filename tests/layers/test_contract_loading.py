@@ -1,0 +1,113 @@
+"""What every layer promises when what is loaded is not a unitary weight: repaired with a warning, or refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from entries import POWER, assert_trains, every_entry, matrices, snapshot, trained
+from torch import Tensor, nn
+
+from unitary_layers import UnitaryLinear, UnitaryRNN, UnitaryRNNCell, nearest_unitary
+from unitary_layers.projunn import unitary_weights
+from unitary_layers.testing import assert_unitary
+
+
+def rounded(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The state dict with all floating point numbers rounded to bfloat16, in this dtype."""
+    return {k: v.bfloat16().to(dtype) if v.is_floating_point() else v for k, v in snapshot(module).items()}
+
+
+@every_entry
+@pytest.mark.parametrize("assign", [False, True], ids=["copy", "assign"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_rounded_weight_is_retracted_with_a_warning(entry, dtype, assign):
+    source, target = trained(entry), entry.make(update=POWER)
+    with pytest.warns(UserWarning, match="is not unitary") as caught:
+        target.load_state_dict(rounded(source, dtype), assign=assign)
+    messages = [str(warning.message) for warning in caught]
+    for name, message in zip(matrices(source), messages, strict=True):
+        assert f"the loaded weight {name!r} is not unitary: expected |W^H W - I|_F <= 9.5e-06, got " in message
+    assert_unitary(target)
+    for name, matrix in matrices(target).items():
+        distance = torch.linalg.matrix_norm(matrix - matrices(source)[name])
+        assert distance <= 2 * matrix.size(-1) * torch.finfo(torch.bfloat16).eps
+        assert matrix.is_contiguous()
+    assert_trains(target, entry, dtype if assign else torch.float32)  # assign takes the dtype of what is loaded
+
+
+@every_entry
+@pytest.mark.parametrize("assign", [False, True], ids=["copy", "assign"])
+def test_a_weight_with_nan_is_not_loaded(entry, assign):
+    source, target = trained(entry), trained(entry)
+    state, before = snapshot(source), matrices(target)
+    *_, last = matrices(source)
+    state[last].view(-1)[2] = torch.nan
+    with pytest.raises(RuntimeError, match=f"finite unitary weight {last!r}, got NaN or infinity; it was not loaded"):
+        target.load_state_dict(state, assign=assign)
+    assert torch.equal(matrices(target)[last], before[last])
+    assert_trains(target, entry)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "names"),
+    [
+        (lambda: UnitaryLinear(8, 8), lambda: nn.Linear(8, 8), ["weight"]),
+        (lambda: UnitaryRNN(3, 8, 2), lambda: nn.RNN(3, 8, 2), ["weight_hh_l0", "weight_hh_l1"]),
+        (lambda: UnitaryRNNCell(3, 8), lambda: nn.RNNCell(3, 8), ["weight_hh"]),
+    ],
+    ids=["linear", "rnn", "cell"],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_weights_of_torchs_layers_are_retracted_with_a_warning(ours, theirs, names, device):
+    state = theirs().state_dict()
+    with torch.device(device):
+        module = ours()
+    with pytest.warns(UserWarning, match=r"is not unitary: expected .* got \d\.\de") as caught:
+        module.load_state_dict(state, strict=True, assign=device == "meta")
+    for name, warning in zip(names, caught, strict=True):
+        assert f"{name!r}" in str(warning.message)
+    assert_unitary(module)
+    for name, value in module.state_dict().items():
+        if name in names:
+            assert torch.equal(value, nearest_unitary(state[name]))
+        elif name in state:
+            assert torch.equal(value, state[name])
+    assert list(matrices(module)) == names
+    assert all(w.count == 0 for w in unitary_weights(module))
+
+
+@every_entry
+@pytest.mark.parametrize("assign", [False, True], ids=["copy", "assign"])
+def test_a_column_major_weight_is_loaded_row_major(entry, assign):
+    source, target = trained(entry), entry.make(update=POWER)
+    state = snapshot(source)
+    for name in matrices(source):
+        state[name] = state[name].transpose(0, 1).contiguous().transpose(0, 1)
+        assert not state[name].is_contiguous()
+    target.load_state_dict(state, assign=assign)
+    assert all(weight.parameter.is_contiguous() for weight in unitary_weights(target))
+    assert_trains(target, entry)
+
+
+@every_entry
+def test_a_weight_of_another_shape_is_torchs_error(entry):
+    source, target = trained(entry), entry.make(update=POWER)
+    state = snapshot(source)
+    *_, last = matrices(source)
+    state[last] = state[last][:-1, :-1].contiguous()
+    with pytest.raises(RuntimeError, match=f"size mismatch for {last}"):
+        target.load_state_dict(state)
+    del state[last]
+    with pytest.raises(RuntimeError, match=rf'Missing key.*"{last}"'):
+        target.load_state_dict(state)
+
+
+@every_entry
+def test_a_state_of_another_sampler_or_rank_is_loaded(entry):
+    source, state = trained(entry), snapshot(trained(entry))
+    for rule in (replace(POWER, rank=3), replace(POWER, sampler="lsi"), POWER):
+        target = entry.make(update=rule)
+        target.load_state_dict(state, strict=True)
+        assert matrices(target).keys() == matrices(source).keys()
+        assert_trains(target, entry)
+        state = snapshot(target)

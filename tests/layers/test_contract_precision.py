@@ -1,0 +1,137 @@
+"""What every layer promises of its precision: casts, autocast, bfloat16 models, compilation."""
+
+import copy
+
+import pytest
+import torch
+from closeness import assert_rounding
+from entries import POWER, N, every_entry, every_real_entry, loss_of, matrices, output_of, same_tensors, step
+from torch import nn
+
+from unitary_layers import projunn_step, retract_
+from unitary_layers.projunn import unitary_weights
+from unitary_layers.testing import assert_unitary
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def all_dtypes(module: nn.Module) -> set[torch.dtype]:
+    return {t.dtype for t in module.state_dict().values() if t.is_floating_point()}
+
+
+@every_entry
+@pytest.mark.parametrize("cast", [lambda m: m.to(torch.float64), lambda m: m.double()], ids=["to", "double"])
+def test_double_precision_is_taken_on(entry, cast):
+    module = entry.make(update=POWER)
+    step(module, entry.input())
+    before = matrices(module)
+    loss_of(module, entry.input()).backward()
+    assert cast(module) is module
+    assert all_dtypes(module) == {torch.float64}
+    for name, matrix in matrices(module).items():
+        assert torch.equal(matrix.to(before[name].dtype), before[name])  # real and imaginary parts, both of them
+    projunn_step(module)  # from a gradient that was cast too
+    x = entry.input(torch.float64)
+    for _ in range(3):
+        step(module, x)
+    assert output_of(module, x).dtype == x.dtype
+    assert_unitary(module, tolerance=10 * N * torch.finfo(torch.float32).eps)  # as exact as it was
+    retract_(module)
+    assert_unitary(module)
+
+
+@every_entry
+@pytest.mark.parametrize("half", HALVES, ids=["half", "bfloat16"])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=["from float32", "from float64"])
+def test_unitary_weights_never_fall_below_float32(entry, half, wide):
+    module = entry.make(wide, update=POWER)
+    step(module, entry.input(wide))
+    before = matrices(module)
+    loss_of(module, entry.input(wide)).backward()
+    module.half() if half == torch.float16 else module.bfloat16()
+    for weight in unitary_weights(module):
+        assert weight.parameter.dtype == weight.previous.dtype == weight.parameter.grad.dtype == torch.float32
+        assert torch.equal(weight.matrix, before[weight.name].to(weight.matrix.dtype))  # rounded to float32, no further
+    assert_unitary(module)
+    unitary = {id(weight.parameter) for weight in unitary_weights(module)}
+    plain = {p.dtype for p in module.parameters() if id(p) not in unitary and not entry.is_complex}
+    assert plain <= {half}
+    projunn_step(module)
+    assert_unitary(module)
+    assert not same_tensors(matrices(module), before)
+    module.to(torch.float32)
+    assert_unitary(module)
+
+
+@every_real_entry
+@pytest.mark.parametrize("made", ["cast", "constructed"])
+@pytest.mark.parametrize("half", HALVES, ids=["half", "bfloat16"])
+def test_a_model_in_half_precision_trains(entry, half, made):
+    module = entry.make().to(half) if made == "cast" else entry.make(half)
+    x = entry.input(half)
+    before = matrices(module)
+    y = output_of(module, x)
+    assert y.dtype == half
+    reference = copy.deepcopy(module).float()
+    assert_rounding(y, output_of(reference, x.float()).to(half), n=N, c=1)
+    losses = [step(module, x) for _ in range(20)]
+    assert losses[-1] < losses[0]
+    assert_unitary(module)
+    assert all(m.dtype == torch.float32 for m in matrices(module).values())
+    assert all(not torch.equal(after, before[name]) for name, after in matrices(module).items())
+
+
+@every_entry
+def test_a_complex_layer_cast_to_half_precision_still_runs(entry):
+    module = entry.make().bfloat16()
+    x = entry.input(torch.float32 if entry.is_complex else torch.bfloat16)
+    assert output_of(module, x).dtype == x.dtype
+    step(module, x)
+    assert_unitary(module)
+
+
+@every_entry
+@pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
+def test_autocast(entry, cache):
+    module, x = entry.make(), entry.input()
+    expected, before = output_of(module, x), matrices(module)
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cache):
+        y = output_of(module, x)
+        loss = loss_of(module, x)
+    if entry.is_complex:  # autocast leaves complex numbers alone
+        assert torch.equal(y, expected)
+    else:
+        assert_rounding(y, expected.bfloat16(), n=N, c=1)
+    loss.backward()
+    assert all(p.grad.dtype == torch.float32 for p in module.parameters() if p.grad is not None)
+    projunn_step(module)
+    assert_unitary(module)
+    assert all(not torch.equal(after, before[name]) for name, after in matrices(module).items())
+
+
+@every_entry
+def test_compiled_forward_and_gradients_are_the_same(entry, fresh_compiler):
+    module, x = entry.make(), entry.input()
+    twin = copy.deepcopy(module)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    for _ in range(2):
+        expected = output_of(twin, x)
+        assert_rounding(output_of(compiled, x), expected, n=N)
+        expected.abs().square().sum().backward()
+        output_of(compiled, x).abs().square().sum().backward()
+        for mine, theirs in zip(module.parameters(), twin.parameters(), strict=True):
+            assert (mine.grad is None) == (theirs.grad is None)
+            if mine.grad is not None:
+                assert_rounding(mine.grad, theirs.grad, n=N * N)
+        projunn_step(compiled)  # found through the wrapper, and seen by the next call
+        projunn_step(twin)
+        module.zero_grad()
+        twin.zero_grad()
+        assert_unitary(module)

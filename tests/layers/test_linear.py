@@ -1,0 +1,161 @@
+"""``UnitaryLinear`` against ``F.linear`` with its matrix; square, wide and tall; and what it refuses."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from closeness import assert_rounding
+from torch import nn
+from torch.autograd import gradcheck
+
+from unitary_layers import UnitaryLinear, UpdateRule
+from unitary_layers.testing import assert_isometry, assert_unitary, operator_matrix
+
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+SHAPES = ((6, 6), (6, 4), (4, 6), (1, 1), (1, 5), (5, 1))
+
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def with_random_bias(layer: UnitaryLinear) -> UnitaryLinear:
+    if layer.bias is not None:
+        nn.init.normal_(layer.bias)
+    return layer
+
+
+@dtypes
+@shapes
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("batch", [(), (0,), (7,), (2, 3, 1, 2)], ids=str)
+def test_values_and_gradients_are_those_of_linear(batch, bias, shape, dtype):
+    layer = with_random_bias(UnitaryLinear(*shape, bias=bias, dtype=dtype))
+    x = torch.randn(*batch, shape[0], dtype=dtype, requires_grad=True)
+    matrix = layer.matrix.detach().clone().requires_grad_()
+    vector = layer.value("bias").detach().clone().requires_grad_() if bias else None
+    y, twin = layer(x), F.linear(x, matrix, vector)
+    n = max(shape) + twin.numel()
+    assert_rounding(y, twin, n=n)
+    direction = torch.randn_like(twin)
+    actual = torch.autograd.grad((y * direction).sum().abs(), [x, *layer.parameters()])
+    expected = torch.autograd.grad((twin * direction).sum().abs(), [x, matrix] + ([vector] if bias else []))
+    as_matrix = [torch.view_as_complex(g) if dtype.is_complex and i else g for i, g in enumerate(actual)]
+    as_matrix[1] = as_matrix[1][: shape[1], : shape[0]]
+    for mine, plain in zip(as_matrix, expected, strict=True):
+        assert_rounding(mine, plain, n=n)
+
+
+@dtypes
+@shapes
+def test_the_matrix_has_orthonormal_rows_or_columns(shape, dtype):
+    layer = UnitaryLinear(*shape, dtype=dtype)
+    n = max(shape)
+    assert layer.weight.shape == ((n, n, 2) if dtype.is_complex else (n, n))
+    assert layer.weight.is_contiguous()
+    assert layer.matrix.shape == (shape[1], shape[0])
+    assert layer.matrix.dtype == dtype
+    assert layer.bias.abs().max() == 0
+    assert_unitary(layer.matrix.detach())  # the shorter side
+    assert_unitary(layer)
+    assert_rounding(operator_matrix(layer, (shape[0],), dtype=dtype), layer.matrix.detach(), n=n)
+
+
+@dtypes
+def test_more_outputs_than_inputs_is_an_isometry_and_fewer_a_contraction(dtype):
+    assert_isometry(with_random_bias(UnitaryLinear(4, 9, dtype=dtype)), (4,), dtype=dtype)
+    assert_isometry(with_random_bias(UnitaryLinear(6, 6, dtype=dtype)), (6,), dtype=dtype)
+    singular = torch.linalg.svdvals(UnitaryLinear(9, 4, dtype=dtype).matrix.detach())
+    assert (singular - 1).abs().max() <= 10 * 9 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_a_rectangular_layer_stays_orthonormal_in_training(dtype, shape):
+    layer = UnitaryLinear(*shape, dtype=dtype, update=UpdateRule("D", lr=0.1))
+    x, target = torch.randn(8, shape[0], dtype=dtype), torch.randn(8, shape[1], dtype=dtype)
+    before = layer.matrix.detach().clone()
+    for _ in range(20):
+        (layer(x) - target).abs().square().mean().backward()
+        layer.projunn_step()
+    assert_unitary(layer.matrix.detach())
+    assert torch.linalg.matrix_norm(layer.matrix - before) > 0.01
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 4), (4, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_gradcheck(dtype, shape):
+    layer = with_random_bias(UnitaryLinear(*shape, dtype=dtype))
+    x = torch.randn(2, shape[0], dtype=dtype, requires_grad=True)
+    assert gradcheck(lambda x, *_: layer(x), (x, *layer.parameters()))  # the parameters are changed in place
+
+
+def test_the_arguments_are_those_of_linear():
+    layer = UnitaryLinear(4, 3, False, "cpu", torch.float64)
+    assert layer.bias is None
+    assert layer.weight.dtype == torch.float64
+    assert [name for name, _ in UnitaryLinear(4, 3).named_parameters()] == ["weight", "bias"]
+    assert not isinstance(layer, nn.Linear)  # initialisation loops overwrite the weights of those
+    with pytest.raises(TypeError, match="positional"):
+        UnitaryLinear(4, 3, True, None, None, UpdateRule())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "expected"),
+    [
+        ((3, 4), {}, "in_features=3, out_features=4"),
+        ((3, 4), {"bias": False}, "in_features=3, out_features=4, bias=False"),
+        ((3, 3), {"dtype": torch.complex64}, "in_features=3, out_features=3, complex=True"),
+        ((3, 3), {"init": "identity"}, "in_features=3, out_features=3, init='identity'"),
+        ((3, 3), {"update": UpdateRule("D")}, f"in_features=3, out_features=3, update={UpdateRule('D')}"),
+    ],
+)
+def test_extra_repr_tells_what_is_not_the_default(arguments, options, expected):
+    layer = UnitaryLinear(*arguments, **options)
+    assert layer.extra_repr() == expected
+    assert repr(layer) == f"UnitaryLinear({expected})"
+
+
+def test_reset_parameters_starts_anew():
+    layer = with_random_bias(UnitaryLinear(5, 5, update=UpdateRule(sampler="power")))
+    layer(torch.randn(2, 5)).sum().backward()
+    layer.projunn_step()
+    before = layer.weight.detach().clone()
+    assert layer.weight_count == 1
+    assert layer.weight_previous.abs().max() > 0
+    layer.reset_parameters()
+    assert layer.weight_count == 0
+    assert layer.weight_previous.abs().max() == 0
+    assert layer.bias.abs().max() == 0
+    assert not torch.equal(layer.weight, before)
+    assert_unitary(layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_inits(dtype):
+    found = {init: UnitaryLinear(6, 6, init=init, dtype=dtype) for init in ("haar", "identity", "henaff", "cayley")}
+    for layer in found.values():
+        assert_unitary(layer)
+    assert torch.equal(found["identity"].matrix, torch.eye(6, dtype=dtype))
+    assert found["haar"].matrix.abs().min() > 0
+    band = torch.ones(6, 6).tril(1).triu(-1) == 0  # beyond rotations of two neighbours
+    assert found["henaff"].matrix[band].abs().max() == 0
+    assert found["cayley"].matrix.diagonal().real.min() >= 0  # angles of at most pi / 2
+    own = UnitaryLinear(6, 6, init=lambda w: w.copy_(torch.eye(6).flip(0)), dtype=dtype)
+    assert torch.equal(own.matrix, torch.eye(6, dtype=dtype).flip(0))
+
+
+@pytest.mark.parametrize("sizes", [(0, 3), (3, 0), (-1, 3)])
+def test_sizes_below_one_are_refused(sizes):
+    with pytest.raises(ValueError, match=f"at least 1, got in_features={sizes[0]}, out_features={sizes[1]}"):
+        UnitaryLinear(*sizes)
+
+
+def test_options_out_of_range_are_refused():
+    for dtype in (torch.int32, torch.bool):
+        with pytest.raises(ValueError, match=f"floating point dtype, got {dtype}"):
+            UnitaryLinear(3, 3, dtype=dtype)
+    with pytest.raises(ValueError, match=r"init to be a function or one of .*'haar'.* got 'orthogonal'"):
+        UnitaryLinear(3, 3, init="orthogonal")
+    with pytest.raises(ValueError, match=r"update to be an UpdateRule, got 0.1"):
+        UnitaryLinear(3, 3, update=0.1)
+    with pytest.raises(ValueError, match=r"at most n = 4 for weight .* got rank=5"):
+        UnitaryLinear(3, 4, update=UpdateRule(rank=5))

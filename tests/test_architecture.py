@@ -1,0 +1,117 @@
+"""The house: arrows point down, one door, and an import that leaves no trace."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import unitary_layers
+
+ROOT = Path(unitary_layers.__file__).parent
+# From the ground up; a module imports only from lower lines. Within a line, only in the order given.
+LEVELS = (
+    ("_version",),
+    ("linalg.unitary", "linalg.lowrank", "linalg"),
+    ("init",),
+    ("projunn.gradient", "projunn.sampling", "projunn.rotation", "projunn.rule", "projunn.weight", "projunn.hook"),
+    ("projunn.attach", "projunn"),
+    ("optim",),
+    ("layers.activation", "layers.scan", "layers.base", "layers.linear", "layers.cell", "layers.rnn", "layers"),
+    ("testing",),
+    ("",),
+)
+ORDER = {name: i for i, name in enumerate(name for level in LEVELS for name in level)}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, path: Path) -> list[str]:
+    """The modules of the package that a file imports, by names relative to the package."""
+    package = name.split(".") if path.name == "__init__.py" and name else name.split(".")[:-1]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            target = ".".join([*base, node.module] if node.module else base)
+            found.append(target)
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and not getattr(node, "level", 0):
+            assert not any(n.split(".")[0] == "unitary_layers" for n in names), f"{path}: import relatively"
+    return found
+
+
+def test_arrows_point_down():
+    known = modules()
+    assert set(known) == set(ORDER), "every module has its place in LEVELS"
+    for name, path in known.items():
+        for target in imports(name, path):
+            assert ORDER[target] < ORDER[name], f"{name or '__init__'} imports {target}, which is above it"
+
+
+def test_the_test_of_arrows_sees_arrows():
+    known = modules()
+    assert "projunn.rule" in imports("projunn.hook", known["projunn.hook"])
+    assert "linalg" in imports("projunn.rotation", known["projunn.rotation"])
+    assert "layers" in imports("", known[""])
+
+
+# documented where they are first declared, here or in torch
+OVERRIDES = {"forward", "backward", "extra_repr", "add_param_group", "shape", "dtype", "device", "matmul", "rmatmul"}
+OVERRIDES |= {"column_norms", "dense", "is_finite"}
+
+
+def test_files_are_small_and_open_with_their_purpose():
+    for name, path in modules().items():
+        tree = ast.parse(path.read_text())
+        assert len(path.read_text().splitlines()) <= 260, name
+        assert name == "_version" or ast.get_docstring(tree), name
+
+
+def test_what_is_public_has_a_docstring():
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+                continue
+            setter = any(isinstance(d, ast.Attribute) and d.attr == "setter" for d in node.decorator_list)
+            local = node.name in ("at_least_float32", "when_backward_has_finished", "on_gradient")
+            assert ast.get_docstring(node) or setter or local or node.name in OVERRIDES, f"{name}.{node.name}"
+
+
+def test_functions_are_short():
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                code = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = node.end_lineno - code[0].lineno + 1 if code else 0
+                assert lines <= 40, f"{name}.{node.name} has {lines} lines"
+
+
+def test_every_public_name_is_at_the_door():
+    promised = "UnitaryLinear UnitaryRNN UnitaryRNNCell ModReLU GroupSort UpdateRule projunn_step attach ProjUNN"
+    promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
+    assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []
+
+
+def test_importing_leaves_no_trace():
+    script = """
+import random, sys, warnings
+import numpy, torch, timm, timm.optim
+def state():
+    return (torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist(),
+            torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision(), warnings.filters[:],
+            sorted(timm.list_models()))
+before, names = state(), timm.optim.list_optimizers()
+import unitary_layers
+assert state() == before
+assert set(timm.optim.list_optimizers()) == set(names) | {"projunn"}
+assert "matplotlib" not in sys.modules and "sklearn" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
