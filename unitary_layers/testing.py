@@ -25,7 +25,7 @@ def assert_unitary(subject: Tensor | nn.Module, *, tolerance: float | None = Non
     """
     __tracebackhide__ = True
     if isinstance(subject, Tensor):
-        named = [("matrix", subject)]
+        named = [("matrix", subject.detach())]
     else:
         named = [(weight.name, weight.matrix) for weight in unitary_weights(subject)]
         if not named:

@@ -4,6 +4,6 @@ from .activation import GroupSort as GroupSort
 from .activation import ModReLU as ModReLU
 from .base import UnitaryMethods as UnitaryMethods
 from .base import UnitaryModule as UnitaryModule
+from .cell import UnitaryRNNCell as UnitaryRNNCell
 from .linear import UnitaryLinear as UnitaryLinear
 from .rnn import UnitaryRNN as UnitaryRNN
-from .rnn import UnitaryRNNCell as UnitaryRNNCell

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 class ModReLU(nn.Module):
     r"""``modReLU(z) = z / |z| * relu(|z| + b)``, of real or complex z: moves the modulus, keeps the sign or phase.
 
-    The bias ``b`` is real, one a feature, and starts at zero, where modReLU is the identity. It is 1-Lipschitz while b <= 0.
+    The bias ``b`` is real, one a feature, and starts at zero, where modReLU is the identity. It is 1-Lipschitz while
+    b <= 0.
 
-    Source: M. Arjovsky, A. Shah, Y. Bengio, "Unitary evolution recurrent neural networks", ICML 2016, arXiv 1511.06464, eq. 8.
+    Source: M. Arjovsky, A. Shah, Y. Bengio, "Unitary evolution recurrent neural networks", ICML 2016,
+    arXiv 1511.06464, eq. 8.
 
     Args:
         num_features: size of the last dimension.

@@ -14,12 +14,12 @@ from ..projunn.rule import UpdateRule
 from ..projunn.weight import UnitaryWeight, as_matrix, register_owner
 
 # Note [Storage]
-# A complex weight is stored as a real parameter of pairs (..., 2) and read through view_as_complex. With a native complex
-# parameter .to(torch.float64) and .to(torch.bfloat16) drop the imaginary part, GradScaler and clip_grad_value_ raise, and
-# weight averages copy where they should average. Unitary weights never fall below float32: half(), bfloat16() and autocast
-# change the activations, not the manifold. That a parameter is unitary is known to its module by name, because a mark
-# on the tensor is lost by deepcopy, load_state_dict(assign=True) and the meta device. Counters are buffers and
-# travel with state_dict, safetensors and averages.
+# A complex weight is stored as a real parameter of pairs (..., 2) and read through view_as_complex. With a native
+# complex parameter .to(torch.float64) and .to(torch.bfloat16) drop the imaginary part, GradScaler and
+# clip_grad_value_ raise, and weight averages copy where they should average. Unitary weights never fall below
+# float32: half(), bfloat16() and autocast change the activations, not the manifold. That a parameter is unitary is
+# known to its module by name, because a mark on the tensor is lost by deepcopy, load_state_dict(assign=True) and the
+# meta device. Counters are buffers and travel with state_dict, safetensors and averages.
 
 
 class UnitaryMethods:
@@ -53,7 +53,9 @@ class UnitaryModule(UnitaryMethods, nn.Module):
     def __init__(self, update: UpdateRule, init: str | Callable[..., Tensor], dtype: torch.dtype | None) -> None:
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        if not (dtype.is_floating_point or dtype.is_complex):
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"expected a torch.dtype, got {dtype!r}")
+        if not (dtype.is_floating_point or dtype.is_complex) or dtype == torch.complex32:
             raise ValueError(f"expected a real or complex floating point dtype, got {dtype}")
         if not isinstance(update, UpdateRule):
             raise ValueError(f"expected update to be an UpdateRule, got {update!r}")
@@ -144,7 +146,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         self.register_buffer(f"{name}_previous", previous)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UnitaryModule":
-        # Note [Storage]: what would take a unitary weight (or the parts of a complex number) below float32 only moves it.
+        # Note [Storage]: what would take a weight (or a part of a complex number) below float32 only moves it.
         kept = [t for name in self._kept_names() if (t := getattr(self, name)) is not None]
         protected = {id(t) for t in kept} | {id(t.grad) for t in kept if t.grad is not None}
 

@@ -15,8 +15,8 @@ class UnitaryLinear(UnitaryModule):
     r"""Applies ``y = x W^T + b`` with a unitary (real dtype: orthogonal) matrix W, as ``nn.Linear`` does with any.
 
     With ``in_features != out_features`` the stored weight is a square unitary matrix of the larger size, of which the
-    first ``out_features`` rows and ``in_features`` columns are used: more outputs than inputs give orthonormal columns, an
-    isometry; fewer give orthonormal rows, a projection after a rotation, which is 1-Lipschitz.
+    first ``out_features`` rows and ``in_features`` columns are used: more outputs than inputs give orthonormal
+    columns, an isometry; fewer give orthonormal rows, a projection after a rotation, which is 1-Lipschitz.
 
     Args:
         in_features: size of each input sample.

@@ -10,10 +10,10 @@ from torch.autograd.function import once_differentiable
 from .activation import ModReLU
 
 # Note [One node for a whole sequence]
-# Left to autograd, a recurrence of T steps is 3 T nodes, and the gradient of its matrix is T thin products, each added to
-# an n x n buffer. Where the derivative of the nonlinearity is a function of its output, the whole sequence is one node:
-# backward keeps the gradients of all pre-activations side by side, and the matrix gets one product over all steps. It
-# cannot be differentiated twice and says so.
+# Left to autograd, a recurrence of T steps is 3 T nodes, and the gradient of its matrix is T thin products, each
+# added to an n x n buffer. Where the derivative of the nonlinearity is a function of its output, the whole sequence
+# is one node: backward keeps the gradients of all pre-activations side by side, and the matrix gets one product over
+# all steps. It cannot be differentiated twice and says so.
 
 
 class Fused(NamedTuple):
@@ -48,7 +48,7 @@ FUSED: dict[type[nn.Module], Fused] = {
 
 
 def is_fused(activation: nn.Module, weight: Tensor) -> bool:
-    """Whether :func:`scan` runs as one node; modReLU of complex numbers has no derivative in terms of its output alone."""
+    """Whether :func:`scan` runs as one node: the derivative of complex modReLU is no function of its output alone."""
     return type(activation) in FUSED and not (isinstance(activation, ModReLU) and weight.is_complex())
 
 
@@ -71,7 +71,7 @@ def scan(
         batch_sizes: sequences alive at each time step, not increasing.
         h_0: ``(batch, n)``.
         weight: recurrent matrix W ``(n, n)``.
-        activation: acts on ``(rows, n)``; ``nn.ReLU``, ``nn.Tanh`` and ``nn.Identity`` run as one node.
+        activation: acts on ``(rows, n)``; those in ``FUSED`` run as one node.
         reverse: run from the last time step to the first.
 
     Returns:
