@@ -9,8 +9,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from ..linalg import LowRank
-from ..linalg.lowrank import k_major, unit_columns
+from ..linalg import LowRank, orthonormal_basis
+from ..linalg.lowrank import k_major
 from ..linalg.unitary import double, polar_by_svd
 
 # Note [A rotation in a plane]
@@ -57,8 +57,8 @@ def rotation(weight: Tensor, update: LowRank, variant: str) -> LowRank:
     a, b = update
     c = (a.mH @ weight).mH
     frame = torch.cat([b, c], dim=-1)
-    q = k_major(torch.linalg.qr(unit_columns(frame)).Q)
-    r = double(q.mH @ unit_columns(frame)) * _scales(frame)
+    q = orthonormal_basis(frame)
+    r = double(q.mH @ frame)
     k = update.rank
     p = VARIANTS[variant](r[..., k:] @ r[..., :k].mH)
     left = weight @ q @ _plus_identity(p, -1.0).to(weight.dtype)
@@ -114,12 +114,6 @@ def _rotated(weight: Tensor, a: Tensor, b: Tensor, variant: str) -> Tensor:
             expected = f"{weight.dtype} on {weight.device}"
             raise ValueError(f"expected {name} of {expected} as the weight, got {factor.dtype} on {factor.device}")
     return weight + rotation(weight, LowRank(k_major(a), k_major(b)), variant).matrix()
-
-
-def _scales(x: Tensor) -> Tensor:
-    """Divisors of :func:`unit_columns` in double precision ``(..., 1, m)``."""
-    largest = x.abs().amax(dim=-2, keepdim=True)
-    return torch.where(largest == 0, 1, largest).double()
 
 
 def _plus_identity(x: Tensor, factor: float) -> Tensor:
