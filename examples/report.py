@@ -90,12 +90,12 @@ def draw_task(axes: list[Any], runs: dict[str, list[Row]], *, title: str, baseli
     loss_axis.axhline(baseline, linestyle="--", color="grey", label=f"{baseline_name} ({baseline:.4g})")
     loss_axis.set(yscale="log", xlabel="training step", ylabel=f"{prefix}loss".replace("_", " "), title=title)
     accuracy_axis.set(ylim=(-0.02, 1.02), xlabel="training step", ylabel=f"{prefix}accuracy".replace("_", " "))
-    loss_axis.legend()
+    accuracy_axis.legend(*loss_axis.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def draw_runs(path: Path, runs: dict[str, list[Row]], **task: Any) -> None:
     """PNG of one task; keywords as in `draw_task`."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4), layout="constrained")
     draw_task(list(figure.subplots(1, 2)), runs, **task)
     figure.savefig(path, dpi=120)
 

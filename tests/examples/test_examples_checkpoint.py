@@ -87,11 +87,20 @@ def attempt(path: Path) -> tuple[str | None, dict[str, object]]:
         return str(error), {}
 
 
-def test_tensor_marked_as_a_folder_is_refused(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "bit", "match"),
+    [
+        (8, 0, "encrypted"),  # flags
+        (10, 3, "decompressing"),  # method
+        (10, 0, "compression method"),
+        (38, 4, "marked as a folder"),  # attributes; torch would return the memory as it found it
+    ],
+)
+def test_flipped_bit_in_the_directory_is_refused(path: Path, place: int, bit: int, match: str) -> None:
     data = path.read_bytes()
     entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"data/0"))
-    path.write_bytes(flipped(data, entry + 38, 4))  # external attributes: 38 bytes into the record's directory entry
-    with pytest.raises(RuntimeError, match="marked as a folder"):
+    path.write_bytes(flipped(data, entry + place, bit))
+    with pytest.raises(RuntimeError, match=f"{REFUSAL} .*{match}"):
         load_checkpoint(path)
 
 
