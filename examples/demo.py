@@ -78,7 +78,7 @@ def runs(recipe: Recipe, demo: argparse.Namespace) -> list[Trainer]:
     for kind in KINDS:
         name = recipe.script.__name__
         line = f"--model {kind} --lr {recipe.rates[kind]} {recipe.options} {recipe.quick if demo.quick else ''}".strip()
-        line += f" --seed {demo.seed}" + (f" --threads {demo.threads}" if demo.threads else "")
+        line += f" --seed {demo.seed} --threads {demo.threads}"
         print(f"\npython examples/{name}.py {line}", flush=True)
         out = demo.out / name / kind
         args, task = recipe.script.setup([*shlex.split(line), "--out", str(out), "--overwrite"])
@@ -141,7 +141,8 @@ def main(argv: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(prog="demo.py", description=__doc__.partition("\n")[0])
     options.add_argument("--seed", type=int, default=0, help="of the weights and the data")
     options.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results")
-    options.add_argument("--threads", type=int, default=None, help="CPU threads; torch's own choice if not given")
+    # Matrices this small gain little from a second thread, and lose tenfold where its core is busy with something else.
+    options.add_argument("--threads", type=int, default=1, help="CPU threads")
     options.add_argument("--quick", action="store_true", help="a few steps of each run only, to see that all works")
     demo = options.parse_args(argv)
     start = time.perf_counter()
