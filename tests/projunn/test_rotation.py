@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused(function, weight, a, b, message):
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("directions", ["random", "persistent"])
 def test_drift_after_10_000_steps(variant, k, directions):
-    # measured 8e-6 (persistent) to 6e-5 (random) without any retraction; the growth is that of a random walk
+    # measured 7.5e-6 to 1.9e-5 (persistent) and 5.8e-5 (random), without any retraction
     n, g = 256, torch.Generator().manual_seed(0)
     w = haar_unitary(n, generator=g)
     a, b = torch.randn(2, n, k, generator=g)
