@@ -1,5 +1,6 @@
 """Nonlinearities that keep norms, or nearly so."""
 
+import copy
 from typing import Any
 
 import torch
@@ -86,7 +87,9 @@ class GroupSort(nn.Module):
 
 
 def make_activation(nonlinearity: Any, num_features: int, **dd: Any) -> nn.Module:
-    """The module for "tanh", "relu", "modrelu" or "identity"."""
+    """The module for "tanh", "relu", "modrelu" or "identity"; of a module, a copy."""
+    if isinstance(nonlinearity, nn.Module):
+        return copy.deepcopy(nonlinearity)
     if nonlinearity == "modrelu":
         return ModReLU(num_features, **dd)
     return {"tanh": nn.Tanh, "relu": nn.ReLU, "identity": nn.Identity}[nonlinearity]()

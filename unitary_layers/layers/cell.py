@@ -1,6 +1,5 @@
 """One step of a unitary recurrence, in the place of ``nn.RNNCell``, and what it shares with the layer over time."""
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -113,8 +112,7 @@ class UnitaryRNNCell(UnitaryRNNBase):
         super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self._new_direction(input_size, "", dd)
-        own = isinstance(nonlinearity, nn.Module)
-        self.activation = copy.deepcopy(nonlinearity) if own else make_activation(nonlinearity, hidden_size, **dd)
+        self.activation = make_activation(nonlinearity, hidden_size, **dd)
         self.reset_parameters()
 
     @property

@@ -1,6 +1,5 @@
 """A recurrent layer with unitary recurrent matrices, in the place of ``nn.RNN``."""
 
-import copy
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,8 +17,7 @@ from .scan import scan
 
 
 class UnitaryRNN(UnitaryRNNBase):
-    r"""A multi-layer Elman network with unitary (real dtype: orthogonal) recurrent matrices, in the place of
-    ``nn.RNN``.
+    r"""An Elman network with unitary (real dtype: orthogonal) recurrent matrices, in the place of ``nn.RNN``.
 
     .. math:: h_t = \phi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
 
@@ -94,10 +92,8 @@ class UnitaryRNN(UnitaryRNNBase):
         for layer in range(num_layers):
             for suffix in self._suffixes(layer):
                 self._new_direction(input_size if layer == 0 else hidden_size * self._directions, suffix, dd)
-        own = isinstance(nonlinearity, nn.Module)
         self.activations = nn.ModuleList(
-            copy.deepcopy(nonlinearity) if own else make_activation(nonlinearity, hidden_size, **dd)
-            for _ in range(num_layers * self._directions)
+            make_activation(nonlinearity, hidden_size, **dd) for _ in range(num_layers * self._directions)
         )
         self.reset_parameters()
 
