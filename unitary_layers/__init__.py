@@ -15,6 +15,9 @@ Example:
 from ._version import __version__ as __version__
 from .layers import GroupSort as GroupSort
 from .layers import ModReLU as ModReLU
+from .layers import OrthogonalConv1d as OrthogonalConv1d
+from .layers import OrthogonalConv2d as OrthogonalConv2d
+from .layers import OrthogonalConv3d as OrthogonalConv3d
 from .layers import UnitaryLinear as UnitaryLinear
 from .layers import UnitaryMethods as UnitaryMethods
 from .layers import UnitaryModule as UnitaryModule
@@ -22,6 +25,7 @@ from .layers import UnitaryRNN as UnitaryRNN
 from .layers import UnitaryRNNCell as UnitaryRNNCell
 from .linalg import haar_unitary as haar_unitary
 from .linalg import nearest_unitary as nearest_unitary
+from .linalg import support_penalty as support_penalty
 from .linalg import unitarity_error as unitarity_error
 from .optim import ProjUNN as ProjUNN
 from .optim import register_with_timm

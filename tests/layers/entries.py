@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unitary_layers import UnitaryLinear, UnitaryRNN, UnitaryRNNCell, UpdateRule, projunn_step
+from unitary_layers import (
+    OrthogonalConv1d,
+    OrthogonalConv2d,
+    OrthogonalConv3d,
+    UnitaryLinear,
+    UnitaryRNN,
+    UnitaryRNNCell,
+    UpdateRule,
+    projunn_step,
+)
 from unitary_layers.projunn import unitary_weights
 from unitary_layers.projunn.weight import weights_of
 from unitary_layers.testing import assert_unitary
@@ -75,6 +84,12 @@ ENTRIES = (
     Entry("rnn-complex", recurrent(nonlinearity="modrelu"), (STEPS, BATCH, 5), is_complex=True),
     Entry("cell", lambda **o: UnitaryRNNCell(5, N, **o), (BATCH, 5)),
     Entry("cell-complex", lambda **o: UnitaryRNNCell(5, N, nonlinearity="modrelu", **o), (BATCH, 5), is_complex=True),
+    Entry("conv-full", lambda **o: OrthogonalConv2d(N, N, input_size=(3, 4), **o), (BATCH, N, 3, 4)),
+    Entry("conv-full-fft", lambda **o: OrthogonalConv2d(N, N, input_size=4, transform="fft", **o), (BATCH, N, 4, 4)),
+    Entry("conv-full-strided", lambda **o: OrthogonalConv2d(2, N, stride=2, input_size=6, **o), (BATCH, 2, 6, 6)),
+    Entry("conv-local", lambda **o: OrthogonalConv2d(N, N, 3, **o), (BATCH, N, 4, 5)),
+    Entry("conv-1d", lambda **o: OrthogonalConv1d(N, N, input_size=5, bias=False, **o), (BATCH, N, 5)),
+    Entry("conv-3d-local", lambda **o: OrthogonalConv3d(N, N, 2, **o), (BATCH, N, 2, 3, 4)),
     Entry("sequential", sequential, (BATCH, 5)),
 )
 REAL = tuple(entry for entry in ENTRIES if not entry.is_complex)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         is_complex: whether parameters are stored as real pairs; see Note [Storage].
     """
 
+    extra_inits: ClassVar[tuple[str, ...]] = ()  # of a layer that knows a start of its own
+
     def __init__(self, update: UpdateRule, init: str | Callable[..., Tensor], dtype: torch.dtype | None) -> None:
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -59,11 +61,11 @@ class UnitaryModule(UnitaryMethods, nn.Module):
             raise ValueError(f"expected a real or complex floating point dtype, got {dtype}")
         if not isinstance(update, UpdateRule):
             raise ValueError(f"expected update to be an UpdateRule, got {update!r}")
-        if not callable(init) and init not in INITS:
-            raise ValueError(f"expected init to be a function or one of {tuple(INITS)}, got {init!r}")
+        if not callable(init) and init not in (inits := (*INITS, *self.extra_inits)):
+            raise ValueError(f"expected init to be a function or one of {inits}, got {init!r}")
         self.is_complex = dtype.is_complex
         self.init = init
-        self._unitary: list[str] = []
+        self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
         self._update = update
         register_owner(self)
 
@@ -92,13 +94,14 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         parameter = nn.Parameter(stored.to(torch.promote_types(stored.dtype, torch.float32)))
         self._check_rank(name, parameter, self._update)
         self.register_parameter(name, parameter)
-        self._unitary.append(name)
+        self._unitary[name] = stored.ndim > len(shape)
         self.register_buffer(f"{name}_count", torch.zeros((), dtype=torch.int64, device=device))
         self._register_state(name)
 
-    def reset_unitary(self) -> None:
-        """Fills the unitary parameters by ``init`` and starts their counters at zero."""
-        filler = self.init if callable(self.init) else INITS[self.init]
+    def reset_unitary(self, filler: Callable[[Tensor], Any] | None = None) -> None:
+        """Fills the unitary parameters, by ``init`` where no filler is given, and starts their counters at zero."""
+        if filler is None:
+            filler = self.init if callable(self.init) else INITS[self.init]
         for weight in self.own_unitary_weights():
             filler(weight.matrix)
             weight.count.zero_()
@@ -112,9 +115,9 @@ class UnitaryModule(UnitaryMethods, nn.Module):
 
     def own_unitary_weights(self) -> Iterator[UnitaryWeight]:
         """The unitary weights that this module itself holds, without those of its children."""
-        for name in self._unitary:
+        for name, is_complex in self._unitary.items():
             count, previous = getattr(self, f"{name}_count"), getattr(self, f"{name}_previous")
-            yield UnitaryWeight(name, getattr(self, name), self.is_complex, self._update, count, previous)
+            yield UnitaryWeight(name, getattr(self, name), is_complex, self._update, count, previous)
 
     def extra_repr_of_rule(self, default_init: str) -> list[str]:
         """Those of the options shared by all layers that are not the default, for ``extra_repr``."""
@@ -141,7 +144,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         if self._update.sampler == "power":
             parameter = getattr(self, name)
             shape = list(parameter.shape)
-            shape[-2 if self.is_complex else -1] = self._update.rank
+            shape[-2 if self._unitary[name] else -1] = self._update.rank
             previous = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
         self.register_buffer(f"{name}_previous", previous)
 
@@ -152,9 +155,11 @@ class UnitaryModule(UnitaryMethods, nn.Module):
 
         def at_least_float32(t: Tensor) -> Tensor:
             moved = fn(t)
-            if id(t) not in protected or moved.dtype not in (torch.float16, torch.bfloat16):
+            if id(t) not in protected:
                 return moved
-            return t.to(device=moved.device, dtype=torch.promote_types(moved.dtype, torch.float32))
+            if moved.dtype in (torch.float16, torch.bfloat16):
+                moved = t.to(device=moved.device, dtype=torch.promote_types(moved.dtype, torch.float32))
+            return moved.contiguous()  # channels_last would permute the memory of four dimensions
 
         return super()._apply(at_least_float32, recurse)
 
@@ -180,7 +185,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         if loaded.is_meta:
             return loaded
         stored = loaded.detach().contiguous()
-        matrix = as_matrix(stored, self.is_complex)
+        matrix = as_matrix(stored, weight.is_complex)
         if not torch.isfinite(matrix).all():
             errors.append(f"expected a finite unitary weight {key!r}, got NaN or infinity; it was not loaded")
             return weight.parameter.detach()
@@ -193,7 +198,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
             stacklevel=2,
         )
         nearest = nearest_unitary(matrix.to(weight.matrix.dtype))
-        return torch.view_as_real(nearest) if self.is_complex else nearest
+        return torch.view_as_real(nearest) if weight.is_complex else nearest
 
     def _complete(self, state_dict: dict[str, Any], key: str, weight: UnitaryWeight) -> None:
         """Fills in what a state dict of torch's own layer, or of another sampler, does not have."""

@@ -1,5 +1,8 @@
-"""Tensors in, tensors out: unitary matrices and low-rank factors. No modules, no ``.grad``, no global state."""
+"""Tensors in, tensors out: unitary matrices, low-rank factors, spectra and kernels. No modules, no ``.grad``."""
 
+from .grid import depth_to_space as depth_to_space
+from .grid import space_to_depth as space_to_depth
+from .kernel import support_penalty as support_penalty
 from .lowrank import LowRank as LowRank
 from .lowrank import orthonormal_basis as orthonormal_basis
 from .unitary import haar_unitary as haar_unitary

@@ -1,0 +1,86 @@
+"""Convolutions that are orthogonal operators, in the place of ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d``."""
+
+from timm.layers import register_notrace_module
+
+from .convnd import OrthogonalConvNd
+
+
+@register_notrace_module
+class OrthogonalConv2d(OrthogonalConvNd):
+    r"""A convolution of images that is an orthogonal map, in the place of ``nn.Conv2d``; always circularly padded.
+
+    With as many channels after as before (times the stride's pixels) it keeps every norm and every angle; with more it
+    is an isometry into a larger space; with fewer its rows are orthonormal, so that it is 1-Lipschitz and its transpose
+    an isometry.
+
+    ``kernel_size=None``: full support. The kernel is as large as the image: one unitary matrix for each pair of
+    frequencies f and -f, real orthogonal ones where f = -f (Kiani et al., arXiv 2203.05483, section 3). ``input_size``
+    is fixed.
+
+    Otherwise local support, for images of any size: a kernel of this size as a product of orthogonal matrices and
+    half-channel shifts (Li et al., arXiv 1911.00937); see Note [A local kernel from orthogonal matrices]. Both are
+    trained by the same projUNN step.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: taps of a side, at least the stride; None for full support.
+        stride: of each side. The pixels of a stride become channels first, so that none is lost.
+        padding: "same", or the number of pixels that is the same: (kernel_size - 1) // 2, for a dilation of 1.
+        dilation: of a local kernel, where there is no stride.
+        groups: as in ``nn.Conv2d``.
+        bias: whether to add a bias, which starts at zero.
+        padding_mode: "circular" and nothing else.
+        device: of the parameters.
+        dtype: real floating point type.
+        input_size: height and width of the input, for full support.
+        transform: "basis" (a product with the real Fourier basis), "fft", or "auto": the first up to 256 points. It
+            changes the speed and not the map.
+        update: how the weights move.
+        init: "local" (for full support: starts as a random convolution with three taps a side), or how each matrix is
+            drawn: "haar", "identity", "henaff", "cayley" or a filler. The default is "local" for full support, "haar"
+            for a local kernel.
+
+    Shape:
+        Input ``(b, in_channels, h, w)`` or without b, output ``(b, out_channels, h / stride, w / stride)``.
+
+    Attributes:
+        weight: for full support the orthogonal matrices of the s self-conjugate bins ``(s * groups, n, n)``; else the
+            mixing matrices ``(groups, n, n)``.
+        weight_pairs: for full support the unitary matrices of the others ``(p * groups, n, n, 2)``, or None.
+        shifts: for local support the matrices whose first columns say what is shifted ``(groups * f, m, m)``, or None.
+        bias: ``(out_channels,)`` or None.
+
+    Raises:
+        ValueError: for an option out of range, and in ``forward`` for channels or a size that do not fit.
+
+    Example:
+        >>> layer = OrthogonalConv2d(16, 16, 3, padding=1)  # was: nn.Conv2d(16, 16, 3, padding=1)
+        >>> x = torch.randn(2, 16, 8, 8)
+        >>> layer(x).square().sum().backward()
+        >>> layer.projunn_step()
+        >>> OrthogonalConv2d(16, 32, stride=2, input_size=8)(x).shape
+        torch.Size([2, 32, 4, 4])
+    """
+
+    sides = 2
+
+
+@register_notrace_module
+class OrthogonalConv1d(OrthogonalConvNd):
+    """A convolution of sequences ``(b, in_channels, length)`` that is an orthogonal map, in the place of ``nn.Conv1d``.
+
+    Arguments, attributes and errors are those of :class:`OrthogonalConv2d`, with one side instead of two.
+    """
+
+    sides = 1
+
+
+@register_notrace_module
+class OrthogonalConv3d(OrthogonalConvNd):
+    """A convolution of volumes ``(b, in_channels, d, h, w)`` that is an orthogonal map, in the place of ``nn.Conv3d``.
+
+    Arguments, attributes and errors are those of :class:`OrthogonalConv2d`, with three sides instead of two.
+    """
+
+    sides = 3

@@ -1,0 +1,52 @@
+"""Signals on a periodic grid: pixels to channels and back, padding all around."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def space_to_depth(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """``(..., c, *size)`` to ``(..., c * prod(stride), *size / stride)``: ``pixel_unshuffle`` on any number of sides.
+
+    Raises:
+        ValueError: if a side is not a multiple of its stride.
+    """
+    if all(s == 1 for s in stride):
+        return x
+    size = tuple(x.shape[-len(stride) :])
+    if any(n % s for n, s in zip(size, stride, strict=True)):
+        raise ValueError(f"expected sides that are multiples of the stride {tuple(stride)}, got {size}")
+    wide, deep, lengths = _pattern(stride)
+    return rearrange(x, f"{wide} -> {deep}", **lengths)
+
+
+def depth_to_space(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """The inverse of :func:`space_to_depth`, ``pixel_shuffle`` on any number of sides."""
+    if all(s == 1 for s in stride):
+        return x
+    wide, deep, lengths = _pattern(stride)
+    return rearrange(x, f"{deep} -> {wide}", **lengths)
+
+
+def _pattern(stride: Sequence[int]) -> tuple[str, str, dict[str, int]]:
+    """As for a stride of two sides: "... c (n0 s0) (n1 s1)", "... (c s0 s1) n0 n1" and the lengths s0 and s1."""
+    sides = range(len(stride))
+    wide = "... c " + " ".join(f"(n{i} s{i})" for i in sides)
+    deep = f"... (c {' '.join(f's{i}' for i in sides)}) " + " ".join(f"n{i}" for i in sides)
+    return wide, deep, {f"s{i}": s for i, s in enumerate(stride)}
+
+
+def pad_periodic(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+    """``x`` ``(b, c, *size)`` continued periodically by so many pixels on each side, any number of times around."""
+    widths = list(zip(before, after, strict=True))
+    if not any(before) and not any(after):
+        return x
+    if all(b <= n and a <= n for (b, a), n in zip(widths, x.shape[2:], strict=True)):
+        return F.pad(x, [w for pair in reversed(widths) for w in pair], mode="circular")
+    for dim, (b, a) in enumerate(widths, start=2):
+        n = x.size(dim)
+        x = x.index_select(dim, torch.arange(-b, n + a, device=x.device) % n)
+    return x
