@@ -132,6 +132,22 @@ def test_local_support(sides, c_in, c_out, taps, size, options, dtype):
         train(layer, size, steps=20)
 
 
+@pytest.mark.parametrize(
+    ("c_in", "c_out", "taps", "options", "weight", "shifts"),
+    [
+        (4, 4, 3, {}, (1, 4, 4), (4, 4, 4)),
+        (2, 6, 3, {}, (1, 6, 6), (4, 6, 6)),
+        (6, 2, (1, 2), {"groups": 2}, (2, 3, 3), (2, 3, 3)),
+        (3, 16, 7, {"stride": 2}, (1, 16, 16), (10, 4, 4)),
+        (4, 4, 2, {"stride": 2}, (1, 16, 16), None),
+    ],
+)
+def test_matrices_of_a_local_kernel_have_the_room_of_the_larger_side(c_in, c_out, taps, options, weight, shifts):
+    layer = OrthogonalConv2d(c_in, c_out, taps, **options)
+    assert layer.weight.shape == weight
+    assert (None if layer.shifts is None else tuple(layer.shifts.shape)) == shifts
+
+
 @pytest.mark.parametrize(("sides", "c_in", "c_out", "taps", "size", "options"), LOCAL[:5] + LOCAL[-2:])
 def test_local_support_is_torchs_convolution(sides, c_in, c_out, taps, size, options):
     """Padded circularly and with padding="same", without a stride, for which torch has no such padding."""
