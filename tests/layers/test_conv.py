@@ -216,6 +216,13 @@ def test_channels_last_keeps_the_weights_row_major():
     assert torch.equal(layer(x.to(memory_format=torch.channels_last)), layer(x))
 
 
+def test_the_local_kernel_is_exact_under_autocast():
+    layer = OrthogonalConv2d(4, 4, 3)
+    exact = layer.spatial_kernel()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer.spatial_kernel(), exact)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

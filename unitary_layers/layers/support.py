@@ -180,9 +180,9 @@ class LocalSupport:
         m = self.channels
         mixing = weight[..., : self.out_channels, : m * math.prod(self.stride)]
         shifts = weight.new_zeros(0, m, m) if shifts is None else shifts
-        count = shift_count(self.kernel_size, self.stride)
-        shifts = shifts.unflatten(0, (self.groups, count))
-        kernel = local_kernel(mixing, shifts, self.kernel_size, self.stride)
+        shifts = shifts.unflatten(0, (self.groups, shift_count(self.kernel_size, self.stride)))
+        with torch.autocast(weight.device.type, enabled=False):  # the kernel is exact, whatever it is applied in
+            kernel = local_kernel(mixing, shifts, self.kernel_size, self.stride)
         return kernel[:, :, : self.in_channels].flatten(end_dim=1)
 
     def padding(self) -> tuple[list[int], list[int]]:
@@ -193,11 +193,9 @@ class LocalSupport:
     def convolve(self, x: Tensor, weight: Tensor, shifts: Tensor | None) -> Tensor:
         """``x`` ``(b, groups * in_channels, *size)`` to ``(b, groups * out_channels, *size / stride)``."""
         self._check_sides(x.shape[2:])
-        with torch.autocast(x.device.type, enabled=False):  # the kernel is exact, whatever it is applied in
-            kernel = self.kernel(weight, shifts)
+        kernel = self.kernel(weight, shifts).to(x.dtype)
         padded = pad_periodic(x, *self.padding())
-        convolution = CONVOLUTIONS[len(self.stride)]
-        return convolution(padded, kernel.to(x.dtype), None, self.stride, 0, self.dilation, self.groups)
+        return CONVOLUTIONS[len(self.stride)](padded, kernel, None, self.stride, 0, self.dilation, self.groups)
 
     def _check_sides(self, size: Sequence[int]) -> None:
         if any(n % s for n, s in zip(size, self.stride, strict=True)):
