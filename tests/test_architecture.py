@@ -18,6 +18,7 @@ LEVELS = (
     ("optim",),
     ("layers.activation", "layers.scan", "layers.support", "layers.base"),
     ("layers.linear", "layers.convnd", "layers.conv", "layers.cell", "layers.rnn", "layers"),
+    ("models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel", "models"),
     ("testing",),
     ("",),
 )
@@ -101,6 +102,7 @@ def test_functions_are_short():
 def test_every_public_name_is_at_the_door():
     promised = "UnitaryLinear UnitaryRNN UnitaryRNNCell ModReLU GroupSort UpdateRule projunn_step attach ProjUNN"
     promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty"
+    promised += " OrthoResNet UnitaryPixelRNN"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []
 
@@ -114,11 +116,14 @@ def state():
             torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
             torch.are_deterministic_algorithms_enabled(),
             torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision(), warnings.filters[:],
-            sorted(timm.list_models()))
-before, names = state(), timm.optim.list_optimizers()
+            {name: timm.model_entrypoint(name) for name in names})
+names = timm.list_models()
+before, optimizers = state(), timm.optim.list_optimizers()
 import unitary_layers
 assert state() == before
-assert set(timm.optim.list_optimizers()) == set(names) | {"projunn"}
+assert set(timm.optim.list_optimizers()) == set(optimizers) | {"projunn"}
+added = set(timm.list_models()) - set(names)
+assert added and all(name.endswith("_projunn") for name in added)
 assert "matplotlib" not in sys.modules and "sklearn" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

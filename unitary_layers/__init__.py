@@ -27,6 +27,8 @@ from .linalg import haar_unitary as haar_unitary
 from .linalg import nearest_unitary as nearest_unitary
 from .linalg import support_penalty as support_penalty
 from .linalg import unitarity_error as unitarity_error
+from .models import OrthoResNet as OrthoResNet
+from .models import UnitaryPixelRNN as UnitaryPixelRNN
 from .optim import ProjUNN as ProjUNN
 from .optim import register_with_timm
 from .projunn import UpdateRule as UpdateRule

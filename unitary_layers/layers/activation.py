@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 
@@ -47,6 +48,7 @@ class ModReLU(nn.Module):
         return f"{self.num_features}"
 
 
+@register_notrace_module
 class GroupSort(nn.Module):
     r"""Sorts the values within groups of neighbouring channels: a permutation of each input, so it keeps every norm.
 
@@ -72,6 +74,7 @@ class GroupSort(nn.Module):
         self.group_size = group_size
         self.dim = dim
 
+    @torch.jit.ignore
     def forward(self, input: Tensor) -> Tensor:
         channels = input.size(self.dim)
         if channels % self.group_size:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ..init import INITS
@@ -51,6 +52,14 @@ class UnitaryModule(UnitaryMethods, nn.Module):
     """
 
     extra_inits: ClassVar[tuple[str, ...]] = ()  # of a layer that knows a start of its own
+    __jit_unused_properties__: ClassVar[list[str]] = ["update", "matrix", "support", "all_weights"]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        # To FX, which cannot follow a check of shapes, a layer is one operation; TorchScript calls it in Python.
+        super().__init_subclass__(**options)
+        register_notrace_module(cls)
+        if "forward" in vars(cls):
+            torch.jit.ignore(cls.forward)
 
     def __init__(self, update: UpdateRule, init: str | Callable[..., Tensor], dtype: torch.dtype | None) -> None:
         super().__init__()

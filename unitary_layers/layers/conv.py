@@ -1,11 +1,8 @@
 """Convolutions that are orthogonal operators, in the place of ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d``."""
 
-from timm.layers import register_notrace_module
-
 from .convnd import OrthogonalConvNd
 
 
-@register_notrace_module
 class OrthogonalConv2d(OrthogonalConvNd):
     r"""A convolution of images that is an orthogonal map, in the place of ``nn.Conv2d``; always circularly padded.
 
@@ -66,7 +63,6 @@ class OrthogonalConv2d(OrthogonalConvNd):
     sides = 2
 
 
-@register_notrace_module
 class OrthogonalConv1d(OrthogonalConvNd):
     """A convolution of sequences ``(b, in_channels, length)`` that is an orthogonal map, in the place of ``nn.Conv1d``.
 
@@ -76,7 +72,6 @@ class OrthogonalConv1d(OrthogonalConvNd):
     sides = 1
 
 
-@register_notrace_module
 class OrthogonalConv3d(OrthogonalConvNd):
     """A convolution of volumes ``(b, in_channels, d, h, w)`` that is an orthogonal map, in the place of ``nn.Conv3d``.
 

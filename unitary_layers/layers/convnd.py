@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..init import haar_
 from ..projunn.rule import UpdateRule
 from .base import UnitaryModule
-from .support import BASIS_POINTS, FullSupport, LocalSupport
+from .support import BASIS_POINTS, FullSupport, LocalSupport, described, support_of
 
 Sides = int | Sequence[int]
 TRANSFORMS = ("auto", "basis", "fft")
@@ -20,6 +20,7 @@ class OrthogonalConvNd(UnitaryModule):
 
     sides: ClassVar[int]
     extra_inits = ("local",)
+    __constants__: ClassVar[list[str]] = ["in_channels", "input_size", "_support", "_others"]  # what forward reads
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class OrthogonalConvNd(UnitaryModule):
         self.dilation = as_sides("dilation", dilation, self.sides)
         self.kernel_size = None if kernel_size is None else as_sides("kernel_size", kernel_size, self.sides)
         self.input_size = None if input_size is None else as_sides("input_size", input_size, self.sides)
-        self.support = self._full(transform) if self.kernel_size is None else self._local(transform)
+        self._support = described(self._full(transform) if self.kernel_size is None else self._local(transform))
         self._check_padding(padding, padding_mode)
         self._create(device, dtype, bias)
         self.reset_parameters()
@@ -145,6 +146,11 @@ class OrthogonalConvNd(UnitaryModule):
         self._refresh_constants()  # assign=True brings the weights from the meta device
 
     @property
+    def support(self) -> FullSupport | LocalSupport:
+        """The kind of convolution, as a value without parameters."""
+        return support_of(self._support)
+
+    @property
     def matrix(self) -> Tensor:
         """What the weights stand for, differentiable: the unitary blocks at all frequencies ``(*grid, groups, n, n)``
         of a full-support convolution, or the mixing matrices ``(groups, n, n)`` of a local one."""
@@ -195,27 +201,13 @@ class OrthogonalConvNd(UnitaryModule):
                 self.weight_pairs.copy_(torch.view_as_real(pairs))
 
     def forward(self, input: Tensor) -> Tensor:
-        x = self._checked_input(input)
-        others = getattr(self, self._others)
-        y = self.support.convolve(x, self.weight, others, *self._constants())
+        support = support_of(self._support)
+        x = _batched(input, len(support.stride), self.in_channels, self.input_size)
+        constants = {name: getattr(self, name) for name in support.constant_names}
+        y = support.convolve(x, self.weight, getattr(self, self._others), constants)
         if self.bias is not None:
-            y = y + self.bias.to(y.dtype).view(-1, *[1] * self.sides)
+            y = y + self.bias.to(y.dtype).view(-1, *[1] * (y.ndim - 2))
         return y if input.ndim == x.ndim else y.squeeze(0)
-
-    def _constants(self) -> tuple[dict[str, Tensor], ...]:
-        names = self.support.constant_names if isinstance(self.support, FullSupport) else ()
-        return ({name: getattr(self, name) for name in names},) if names else ()
-
-    def _checked_input(self, input: Tensor) -> Tensor:
-        name, (unbatched, batched) = type(self).__name__, (self.sides + 1, self.sides + 2)
-        if input.ndim not in (unbatched, batched):
-            raise ValueError(f"{name}: expected {unbatched}D (unbatched) or {batched}D input, got {input.ndim}D")
-        x = input if input.ndim == batched else input.unsqueeze(0)
-        if x.size(1) != self.in_channels:
-            raise ValueError(f"{name}: expected {self.in_channels} channels, got input of shape {tuple(input.shape)}")
-        if self.input_size is not None and tuple(x.shape[2:]) != self.input_size:
-            raise ValueError(f"{name}: expected input_size={self.input_size}, got input of size {tuple(x.shape[2:])}")
-        return x
 
     def extra_repr(self) -> str:
         shown = {"kernel_size": None, "stride": (1,) * self.sides, "dilation": (1,) * self.sides, "groups": 1}
@@ -241,3 +233,16 @@ def _check_channels(in_channels: int, out_channels: int, groups: int) -> None:
             "expected positive numbers of channels that groups divides, got "
             f"in_channels={in_channels}, out_channels={out_channels}, groups={groups}"
         )
+
+
+def _batched(input: Tensor, sides: int, channels: int, size: tuple[int, ...] | None) -> Tensor:
+    """The input with a batch, after a look at its shape."""
+    name = f"OrthogonalConv{sides}d"
+    if input.ndim not in (sides + 1, sides + 2):
+        raise ValueError(f"{name}: expected {sides + 1}D (unbatched) or {sides + 2}D input, got {input.ndim}D")
+    x = input if input.ndim == sides + 2 else input.unsqueeze(0)
+    if x.size(1) != channels:
+        raise ValueError(f"{name}: expected {channels} channels, got input of shape {tuple(input.shape)}")
+    if size is not None and tuple(x.shape[2:]) != size:
+        raise ValueError(f"{name}: expected input_size={size}, got input of size {tuple(x.shape[2:])}")
+    return x

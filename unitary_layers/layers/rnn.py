@@ -88,6 +88,7 @@ class UnitaryRNN(UnitaryRNNBase):
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
+        self._directions = 2 if bidirectional else 1
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         for layer in range(num_layers):
             for suffix in self._suffixes(layer):
@@ -96,10 +97,6 @@ class UnitaryRNN(UnitaryRNNBase):
             make_activation(nonlinearity, hidden_size, **dd) for _ in range(num_layers * self._directions)
         )
         self.reset_parameters()
-
-    @property
-    def _directions(self) -> int:
-        return 2 if self.bidirectional else 1
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]

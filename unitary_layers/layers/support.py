@@ -5,7 +5,7 @@ Each tells which orthogonal matrices it is made of, applies them to a signal, an
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -190,7 +190,12 @@ class LocalSupport:
         spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         return [span // 2 for span in spans], [span - span // 2 for span in spans]
 
-    def convolve(self, x: Tensor, weight: Tensor, shifts: Tensor | None) -> Tensor:
+    @property
+    def constant_names(self) -> tuple[str, ...]:
+        """None: nothing depends on the size of the image."""
+        return ()
+
+    def convolve(self, x: Tensor, weight: Tensor, shifts: Tensor | None, constants: dict[str, Tensor]) -> Tensor:
         """``x`` ``(b, groups * in_channels, *size)`` to ``(b, groups * out_channels, *size / stride)``."""
         self._check_sides(x.shape[2:])
         kernel = self.kernel(weight, shifts).to(x.dtype)
@@ -200,3 +205,17 @@ class LocalSupport:
     def _check_sides(self, size: Sequence[int]) -> None:
         if any(n % s for n, s in zip(size, self.stride, strict=True)):
             raise ValueError(f"expected sides that are multiples of the stride {self.stride}, got {tuple(size)}")
+
+
+Description = tuple[str, tuple]
+
+
+def described(support: FullSupport | LocalSupport) -> Description:
+    """A support as a tuple of plain values, which TorchScript knows as a constant."""
+    return type(support).__name__, astuple(support)
+
+
+def support_of(description: Description) -> FullSupport | LocalSupport:
+    """The support of a description."""
+    name, values = description
+    return {"FullSupport": FullSupport, "LocalSupport": LocalSupport}[name](*values)

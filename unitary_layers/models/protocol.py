@@ -1,0 +1,124 @@
+"""timm's protocol for a classifier made of a stem, stages and a head, whatever these are."""
+
+from collections.abc import Sequence
+
+import torch
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ..layers import UnitaryMethods
+from ..projunn import unitary_weights
+
+
+class StagedClassifier(UnitaryMethods, nn.Module):
+    """Base of the models: everything that timm asks of one, over ``stem``, ``stages`` and ``head``.
+
+    A subclass sets the three modules, then calls :meth:`finish`. Each stage has a flag ``grad_checkpointing``.
+
+    Attributes:
+        feature_info: one entry a stage: channels, reduction of the resolution, name of the module.
+        num_features: channels of the last stage.
+        head_hidden_size: of what the classifier sees.
+    """
+
+    def finish(self, channels: Sequence[int], reductions: Sequence[int]) -> None:
+        """Notes what the stages put out."""
+        self.feature_info = [
+            {"num_chs": c, "reduction": r, "module": f"stages.{i}"}
+            for i, (c, r) in enumerate(zip(channels, reductions, strict=True))
+        ]
+        self.num_features = channels[-1]
+        self.head_hidden_size = self.head.num_features
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The features before pooling ``(b, num_features, h / reduction, w / reduction)``."""
+        return self.stages(self.stem(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pools and classifies features; ``pre_logits`` leaves the classifier out."""
+        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The outputs of stages, with those of the last one.
+
+        Args:
+            x: images.
+            indices: stages to return; of an integer the last so many; None for all.
+            norm: without effect, as there is no norm after the stages.
+            stop_early: leave out the stages behind the last one wanted.
+            output_fmt: "NCHW".
+            intermediates_only: return the list alone.
+
+        Returns:
+            Final features and the list of intermediate ones, or that list alone.
+
+        Raises:
+            ValueError: for another format.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"expected output_fmt='NCHW', got {output_fmt!r}")
+        take, last = feature_take_indices(len(self.stages), indices)
+        x, intermediates = self.stem(x), []
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            if i in take:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes the stages behind the last one wanted, and with them (or with ``prune_head``) the classifier.
+
+        Returns:
+            The indices of the stages asked for.
+        """
+        take, last = feature_take_indices(len(self.stages), indices)
+        shorter = last + 1 < len(self.stages)
+        self.stages = self.stages[: last + 1]
+        if shorter:
+            self.num_features = self.feature_info[last]["num_chs"]
+            self.head.in_features = self.num_features
+        if prune_head or shorter:
+            self.reset_classifier(0, "")
+        return take
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        """Patterns by which parameters are grouped into the stem and stages, or (not ``coarse``) blocks."""
+        stage = (r"^stages\.(\d+)", None)
+        blocks = [(r"^stages\.(\d+)\.transition", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), stage]
+        return {"stem": r"^stem", "blocks": [stage] if coarse else blocks}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the unitary weights, which a decay would take off the manifold."""
+        return {weight.name for weight in unitary_weights(self)}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether the backward of the blocks computes their activations anew instead of keeping them."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The linear classifier."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier, or none for 0 classes; ``global_pool`` None keeps the pooling."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+        self.head_hidden_size = self.head.num_features
