@@ -1,0 +1,216 @@
+"""What the image examples share: one run on timm's parts, with its log, curves and checkpoints.
+
+A run fills one folder (`--out`, by default runs/<script>/<set>_<model>): config.json, log.csv, curves.png,
+checkpoint.pt and, at the end, model.safetensors, which `timm.create_model(name, checkpoint_path=...)` reads. An epoch
+is a function of the state before it and of (seed, epoch), so `--resume` continues as if it had not been stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from checkpoint import check_config, load_checkpoint, save_checkpoint
+from image_data import SETS, make_dataset, make_loader
+from report import Log, Row, describe, draw_runs
+from safetensors.torch import save_model
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.scheduler import create_scheduler_v2
+from timm.utils import AverageMeter, ModelEmaV3, accuracy, random_seed
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from unitary_layers import attach, retract_, unitarity_error_of
+from unitary_layers.projunn import unitary_weights
+
+HOUSEKEEPING = ("out", "resume", "overwrite", "threads", "device", "root", "workers")  # may differ on resuming
+
+
+def number_of_classes(name: str, dataset: object) -> int:
+    """Those of the set, or the subfolders of a folder."""
+    return SETS[name].classes or len(dataset.reader.class_to_idx)
+
+
+def make_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimiser of that name; any but projunn has the step of the unitary weights attached to it."""
+    options = {"unitary_lr_scale": args.unitary_lr_scale} if args.opt == "projunn" else {}
+    optimizer = timm.optim.create_optimizer_v2(model, args.opt, lr=args.lr, weight_decay=args.weight_decay, **options)
+    if args.opt != "projunn" and any(True for _ in unitary_weights(model)):
+        attach(model, optimizer)
+    return optimizer
+
+
+class ImageRun:
+    """One run: a model, its optimiser, its data and where it stands.
+
+    Attributes:
+        epoch, step, seconds: whole epochs and updates done, and the time spent in them.
+        log: a row for each epoch.
+        average: timm's moving average of the weights with `--ema`, else None.
+    """
+
+    def __init__(self, args: argparse.Namespace, model: nn.Module, train: Any, test: Any, title: str) -> None:
+        self.args, self.model, self.title = args, model.to(args.device), title
+        self.train_loader, self.test_loader = train, test
+        self.checkpoint: Path = args.out / "checkpoint.pt"
+        if self.checkpoint.exists() and not (args.resume or args.overwrite):
+            raise RuntimeError(f"{args.out} holds a run: --resume continues, --overwrite replaces it, or change --out")
+        self.optimizer = make_optimizer(args, self.model)
+        self.scheduler, _ = create_scheduler_v2(
+            self.optimizer,
+            sched=args.sched,
+            num_epochs=args.epochs,
+            warmup_epochs=args.warmup_epochs,
+            warmup_lr=args.lr / 100,
+            step_on_epochs=False,
+            updates_per_epoch=len(train),
+        )
+        self.average = ModelEmaV3(self.model, decay=args.ema, use_warmup=True) if args.ema else None
+        classes = model.num_classes
+        mixed = Mixup(args.mixup, label_smoothing=args.smoothing, num_classes=classes) if args.mixup else None
+        self.mixup, self.loss = mixed, SoftTargetCrossEntropy() if mixed else LabelSmoothingCrossEntropy(args.smoothing)
+        self.baseline = math.log(classes)
+        self.epoch, self.step, self.seconds = 0, 0, 0.0
+        self._open()
+
+    def _open(self) -> None:
+        args = self.args
+        args.out.mkdir(parents=True, exist_ok=True)
+        if args.resume and self.checkpoint.exists():
+            self.load()
+        else:
+            self.checkpoint.unlink(missing_ok=True)
+        self.log = Log(args.out / "log.csv", self.step)
+        config = {"options": self.config(), "torch": torch.__version__, "timm": timm.__version__}
+        (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    def config(self) -> dict[str, Any]:
+        """The options that a run must keep when it is resumed."""
+        return {name: value for name, value in vars(self.args).items() if name not in HOUSEKEEPING}
+
+    def save(self) -> None:
+        content = {
+            "config": self.config(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "average": self.average.module.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        save_checkpoint(self.checkpoint, content)
+
+    def load(self) -> None:
+        content = load_checkpoint(self.checkpoint)
+        check_config(self.checkpoint, content["config"], self.config())
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scheduler.load_state_dict(content["scheduler"])
+        if self.average:
+            self.average.module.load_state_dict(content["average"])
+        self.step, self.epoch, self.seconds = content["step"], content["epoch"], content["seconds"]
+
+    def train_epoch(self) -> Row:
+        """One pass over the training images; mean loss and accuracy (of mixed images none)."""
+        random_seed(self.args.seed, self.epoch)
+        self.model.train()
+        losses, correct = AverageMeter(), AverageMeter()
+        label = f"epoch {self.epoch + 1}/{self.args.epochs}"
+        bar = tqdm(self.train_loader, desc=label, leave=False, disable=not sys.stderr.isatty())
+        for inputs, targets in bar:
+            inputs, targets = inputs.to(self.args.device), targets.to(self.args.device)
+            loss, accuracy_now = self.update(inputs, targets)
+            losses.update(loss, len(inputs))
+            correct.update(accuracy_now, len(inputs))
+            bar.set_postfix_str(f"loss {losses.avg:.3f}, unitarity error {self.unitarity_error() or 0:.0e}")
+        return {"loss": losses.avg, "accuracy": correct.avg}
+
+    def update(self, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
+        """Loss and accuracy of one batch, and one step on it."""
+        labels = targets
+        if self.mixup:
+            inputs, targets = self.mixup(inputs, targets)
+        outputs = self.model(inputs)
+        loss = self.loss(outputs, targets)
+        if not torch.isfinite(loss):
+            raise RuntimeError(
+                f"expected a finite loss, got {float(loss)} in step {self.step + 1}: take a smaller --lr"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.args.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
+        self.optimizer.step()
+        self.step += 1
+        self.scheduler.step_update(self.step)
+        if self.average:
+            self.average.update(self.model, self.step)
+        return loss.item(), accuracy(outputs.detach(), labels)[0].item() / 100
+
+    def unitarity_error(self) -> float | None:
+        """The largest |W^H W - I|_F of the model; None where nothing is unitary."""
+        return float(unitarity_error_of(self.model)) if any(True for _ in unitary_weights(self.model)) else None
+
+    def evaluated(self) -> nn.Module:
+        """The model, or its average with each unitary weight moved to the nearest unitary matrix."""
+        if self.average is None:
+            return self.model
+        model = copy.deepcopy(self.average.module)
+        retract_(model)
+        return model
+
+    @torch.no_grad()
+    def evaluate(self) -> Row:
+        """Mean loss and accuracy over the test images."""
+        model, losses, correct = self.evaluated().eval(), AverageMeter(), AverageMeter()
+        for inputs, targets in self.test_loader:
+            outputs, targets = model(inputs.to(self.args.device)), targets.to(self.args.device)
+            losses.update(F.cross_entropy(outputs, targets).item(), len(targets))
+            correct.update(accuracy(outputs, targets)[0].item() / 100, len(targets))
+        return {"test_loss": losses.avg, "test_accuracy": correct.avg}
+
+    def run(self) -> list[Row]:
+        """Train to the last epoch; returns the rows of the log."""
+        while self.epoch < self.args.epochs:
+            start = time.perf_counter()
+            row = self.train_epoch()
+            seconds = time.perf_counter() - start
+            self.epoch, self.seconds = self.epoch + 1, self.seconds + seconds
+            row |= {"step": self.step, "seconds": self.seconds, "steps_per_second": len(self.train_loader) / seconds}
+            row |= {"learning_rate": self.optimizer.param_groups[0]["lr"], "unitarity_error": self.unitarity_error()}
+            self.log.append(row | self.evaluate())
+            print(f"{self.title}, epoch {self.epoch}: {describe(self.log.rows[-1])}", flush=True)
+            self.save()
+        save_model(self.evaluated(), str(self.args.out / "model.safetensors"))
+        self.draw()
+        return self.log.rows
+
+    def draw(self) -> None:
+        """Curves of this run."""
+        options = {"title": self.title, "baseline": self.baseline, "baseline_name": "guessing"}
+        draw_runs(self.args.out / "curves.png", {self.args.model: self.log.rows}, **options)
+
+
+def make_loaders(args: argparse.Namespace) -> tuple[Any, Any, int]:
+    """The loaders of training and test images, and the number of classes."""
+    source, sets = SETS[args.images], {}
+    size = source.size if args.img_size is None else (source.size[0], args.img_size, args.img_size)
+    common = {"batch_size": args.batch_size, "size": size, "mean": source.mean, "std": source.std}
+    for train in (True, False):
+        dataset = make_dataset(args.images, args.root, train)
+        classes = number_of_classes(args.images, dataset)
+        options = {"scale": args.scale if train else 1.0, "workers": args.workers}
+        sets[train] = make_loader(args.images, dataset, train=train, **common, **options)
+    return sets[True], sets[False], classes
