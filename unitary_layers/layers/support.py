@@ -5,6 +5,7 @@ Each tells which orthogonal matrices it is made of, applies them to a signal, an
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass
 
 import torch
@@ -31,6 +32,11 @@ from ..linalg.spectrum import (
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # Up to this many points a product with the dense basis is the faster transform; on two cores they meet at 16 x 16.
 BASIS_POINTS = 256
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    """Full precision on a type of device, also where there is no autocast, as on the meta device."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,9 @@ class FullSupport:
             return from_bins_by_basis(*bins, basis, self.grid)
         indices = Bins(**{name.removeprefix("bins_"): value for name, value in constants.items()})
         device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        with torch.autocast(device, enabled=False):  # there is no FFT in bfloat16
+        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if casts else x.dtype
+        with without_autocast(device):  # there is no FFT in bfloat16
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             bins = self._multiply(*ToBinsByFFT.apply(wide, indices), weight, pairs)
             return FromBinsByFFT.apply(*bins, indices, self.grid).to(dtype)
@@ -181,7 +188,7 @@ class LocalSupport:
         mixing = weight[..., : self.out_channels, : m * math.prod(self.stride)]
         shifts = weight.new_zeros(0, m, m) if shifts is None else shifts
         shifts = shifts.unflatten(0, (self.groups, shift_count(self.kernel_size, self.stride)))
-        with torch.autocast(weight.device.type, enabled=False):  # the kernel is exact, whatever it is applied in
+        with without_autocast(weight.device.type):  # the kernel is exact, whatever it is applied in
             kernel = local_kernel(mixing, shifts, self.kernel_size, self.stride)
         return kernel[:, :, : self.in_channels].flatten(end_dim=1)
 

@@ -73,8 +73,8 @@ class UnitSpec:
 
 # Note [No bias at depth]
 # A bias adds to a signal whose norm the next layers keep, and so do the biases of a hundred layers: after one step of
-# RMSprop, which moves each by ten times its rate, they outweigh the image (loss 11 to 18 after the first epoch). Without
-# them, and starting at the identity, 100 layers learn digits to 91 % in 5 epochs (with them: 67 %).
+# RMSprop, which moves each by ten times its rate, they outweigh the image (loss 11 to 18 after the first epoch).
+# Without them, and starting at the identity, 100 layers learn digits to 91 % in 5 epochs (with them: 67 %).
 
 
 class ConvUnit(nn.Module):

@@ -253,7 +253,6 @@ def orthoresnet50_projunn(pretrained: bool = False, **options: Any) -> OrthoResN
 @register_model
 def orthoplain100_projunn(pretrained: bool = False, **options: Any) -> OrthoResNet:
     """A hundred convolutions in a row, without skips and norms: an isometry from the image to the features."""
-    layout = {"depths": (33, 32, 32), "widths": (8, 32, 128), "stem_width": 8}
-    return _create(
-        "orthoplain100_projunn", pretrained, **(layout | {"block": "isometry", "support": "local"} | options)
-    )
+    layout = {"depths": (33, 32, 32), "widths": (8, 32, 128), "stem_width": 8, "block": "isometry", "support": "local"}
+    start = {"init": "identity", "global_pool": "max"}
+    return _create("orthoplain100_projunn", pretrained, **(layout | start | options))
