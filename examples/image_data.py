@@ -110,7 +110,7 @@ def make_loader(
         mean=mean,
         std=std,
         num_workers=workers,
-        persistent_workers=workers > 0,
+        persistent_workers=False,  # new workers take their seeds from the epoch, which makes it repeatable
         use_prefetcher=False,
         device=torch.device("cpu"),
     )

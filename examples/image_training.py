@@ -36,15 +36,24 @@ from unitary_layers.projunn import unitary_weights
 HOUSEKEEPING = ("out", "resume", "overwrite", "threads", "device", "root", "workers")  # may differ on resuming
 
 
-def number_of_classes(name: str, dataset: object) -> int:
-    """Those of the set, or the subfolders of a folder."""
-    return SETS[name].classes or len(dataset.reader.class_to_idx)
+def number_of_classes(args: argparse.Namespace, train: Any, test: Any) -> int:
+    """Those of the set, or the subfolders that both splits of a folder have."""
+    if SETS[args.images].classes is not None:
+        return SETS[args.images].classes
+    if args.root in (Path(train.reader.root), Path(test.reader.root)):  # timm takes all there is where a split is not
+        raise ValueError(f"{args.root}: expected subfolders train and validation")
+    ours, theirs = train.reader.class_to_idx, test.reader.class_to_idx
+    if ours != theirs:
+        raise ValueError(f"{args.root}: expected the same classes in both splits, got {[*ours]} and {[*theirs]}")
+    return len(ours)
 
 
 def make_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
     """timm's optimiser of that name; any but projunn has the step of the unitary weights attached to it."""
-    options = {"unitary_lr_scale": args.unitary_lr_scale} if args.opt == "projunn" else {}
-    optimizer = timm.optim.create_optimizer_v2(model, args.opt, lr=args.lr, weight_decay=args.weight_decay, **options)
+    options = {"lr": args.lr, "weight_decay": args.weight_decay, "momentum": args.momentum}
+    if args.opt == "projunn":
+        options["unitary_lr_scale"] = args.unitary_lr_scale
+    optimizer = timm.optim.create_optimizer_v2(model, args.opt, **options)
     if args.opt != "projunn" and any(True for _ in unitary_weights(model)):
         attach(model, optimizer)
     return optimizer
@@ -89,9 +98,12 @@ class ImageRun:
         if args.resume and self.checkpoint.exists():
             self.load()
         else:
-            self.checkpoint.unlink(missing_ok=True)
+            for file in (self.checkpoint, args.out / "model.safetensors"):
+                file.unlink(missing_ok=True)
         self.log = Log(args.out / "log.csv", self.step)
-        config = {"options": self.config(), "torch": torch.__version__, "timm": timm.__version__}
+        self.summary = {"title": self.title, "baseline": self.baseline, "baseline_name": "guessing"}
+        versions = {"torch": torch.__version__, "timm": timm.__version__}
+        config = {"options": self.config(), "task": self.summary, **versions, "device": args.device}
         (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     def config(self) -> dict[str, Any]:
@@ -135,7 +147,7 @@ class ImageRun:
             losses.update(loss, len(inputs))
             correct.update(accuracy_now, len(inputs))
             bar.set_postfix_str(f"loss {losses.avg:.3f}, unitarity error {self.unitarity_error() or 0:.0e}")
-        return {"loss": losses.avg, "accuracy": correct.avg}
+        return {"loss": losses.avg, "accuracy": None if self.mixup else correct.avg}
 
     def update(self, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """Loss and accuracy of one batch, and one step on it."""
@@ -199,18 +211,18 @@ class ImageRun:
 
     def draw(self) -> None:
         """Curves of this run."""
-        options = {"title": self.title, "baseline": self.baseline, "baseline_name": "guessing"}
-        draw_runs(self.args.out / "curves.png", {self.args.model: self.log.rows}, **options)
+        draw_runs(self.args.out / "curves.png", {self.args.model: self.log.rows}, **self.summary)
 
 
 def make_loaders(args: argparse.Namespace) -> tuple[Any, Any, int]:
     """The loaders of training and test images, and the number of classes."""
-    source, sets = SETS[args.images], {}
+    source = SETS[args.images]
     size = source.size if args.img_size is None else (source.size[0], args.img_size, args.img_size)
     common = {"batch_size": args.batch_size, "size": size, "mean": source.mean, "std": source.std}
-    for train in (True, False):
-        dataset = make_dataset(args.images, args.root, train)
-        classes = number_of_classes(args.images, dataset)
-        options = {"scale": args.scale if train else 1.0, "workers": args.workers}
-        sets[train] = make_loader(args.images, dataset, train=train, **common, **options)
-    return sets[True], sets[False], classes
+    common["workers"] = args.workers
+    train, test = (make_dataset(args.images, args.root, flag) for flag in (True, False))
+    if len(train) < args.batch_size:
+        raise ValueError(f"expected at least --batch-size {args.batch_size} training images, got {len(train)}")
+    classes = number_of_classes(args, train, test)
+    train_loader = make_loader(args.images, train, train=True, scale=args.scale, **common)
+    return train_loader, make_loader(args.images, test, train=False, **common), classes

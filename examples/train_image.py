@@ -21,6 +21,7 @@ import torch
 from image_data import SETS
 from image_training import ImageRun, make_loaders
 from options import number
+from timm.utils import ParseKwargs
 
 import unitary_layers  # registers its models and its optimiser with timm
 
@@ -36,12 +37,14 @@ def parser() -> argparse.ArgumentParser:
     add("--model", default="orthoresnet_projunn", help="name of a timm model")
     add("--images", choices=tuple(SETS), default="cifar10")
     add("--root", type=Path, default=Path("data"), help="where the images are, or are downloaded to")
+    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="more of the model")
     add("--img-size", type=int, default=None, help="side of the images; that of the set if not given")
     add("--update", default=None, help="variant of the unitary step, D or T; the model's own if not given")
     add("--opt", default="projunn", help="name of a timm optimiser")
     add("--lr", type=number, default=1e-3, help="base learning rate")
     add("--unitary-lr-scale", type=number, default=1 / 10, help="with projunn: rate of the unitary weights over lr")
     add("--weight-decay", type=number, default=0.0, help="of the weights that are not unitary")
+    add("--momentum", type=number, default=0.0, help="of optimisers that have one")
     add("--sched", default="cosine", help="name of a timm schedule")
     add("--epochs", type=int, default=20)
     add("--warmup-epochs", type=int, default=0)
@@ -70,6 +73,10 @@ def setup(argv: list[str] | None = None) -> ImageRun:
     for name in ("epochs", "batch_size", "threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.clip is not None and not args.clip > 0:
+        raise ValueError(f"--clip must be positive, got {args.clip}")
+    if args.mixup and args.batch_size % 2:
+        raise ValueError(f"--batch-size must be even with --mixup, got {args.batch_size}")
     if not 0 < args.scale <= 1:
         raise ValueError(f"--scale must be above 0 and at most 1, got {args.scale}")
     if args.threads is not None:
@@ -80,9 +87,10 @@ def setup(argv: list[str] | None = None) -> ImageRun:
     torch.manual_seed(args.seed)
     channels, *_ = SETS[args.images].size
     layout = {"num_classes": classes, "in_chans": channels, "update": args.update}
-    if timm.get_pretrained_cfg(args.model).fixed_input_size:
+    known = timm.get_pretrained_cfg(args.model)
+    if known is not None and known.fixed_input_size:
         layout["img_size"] = args.img_size or SETS[args.images].size[-1]
-    model = timm.create_model(args.model, **layout)
+    model = timm.create_model(args.model, **(layout | args.model_kwargs))
     return ImageRun(args, model, train, test, f"{args.images}, {args.model}")
 
 

@@ -1,0 +1,156 @@
+"""How deep can a plain network be? The same one, without skips and norms, of orthogonal and of ordinary convolutions.
+
+Depths 10, 30, 100 and 300; three kinds: "orthogonal" (`orthoplain100_projunn`: local orthogonal convolutions and
+GroupSort, starting at the identity, trained by projUNN), "conv" (`nn.Conv2d` as torch starts it, ReLU) and "conv_he"
+(`nn.Conv2d` as He et al., ICCV 2015, start it, ReLU), trained by RMSprop. The picture shows test accuracy against depth
+and, at the start of training, the norm of the gradient that arrives at each layer. The paper's figures on MNIST at
+depth 100: projUNN-T 94.6 %, unconstrained 23.5 % (Kiani, Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483).
+
+    python examples/depth.py --images digits --epochs 10
+    python examples/depth.py --images mnist --depths 100 --epochs 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import train_image
+from image_data import SETS
+from image_training import ImageRun, make_loaders
+from matplotlib.figure import Figure
+from options import number
+from torch import Tensor, nn
+
+from unitary_layers.models.blocks import ConvUnit
+
+KINDS = ("orthogonal", "conv", "conv_he")
+FIELDS = ("kind", "depth", "epochs", "test_accuracy", "test_loss", "unitarity_error", "seconds", "gradient_decay")
+
+
+def ordinary_conv(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int, *, bias: bool, he: bool = False, **options: Any
+) -> nn.Conv2d:
+    """`nn.Conv2d` in the place of `OrthogonalConv2d`, with its padding; options of ours are left out."""
+    dd = {name: options[name] for name in ("device", "dtype")}
+    padding = {"padding": kernel_size // 2, "padding_mode": "circular"}
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, bias=bias, **padding, **dd)
+    if he:
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    return conv
+
+
+def he_conv(*args: Any, **options: Any) -> nn.Conv2d:
+    """The same, started as He et al. do for ReLU."""
+    return ordinary_conv(*args, he=True, **options)
+
+
+def split(depth: int) -> tuple[int, int, int]:
+    """Blocks of the three stages of a network with `depth` convolutions: a stem, two transitions and the rest."""
+    if depth < 3:
+        raise ValueError(f"--depths must be at least 3 (a stem and two transitions), got {depth}")
+    blocks = depth - 3
+    return blocks - 2 * (blocks // 3), blocks // 3, blocks // 3
+
+
+def make_model(kind: str, depth: int, **options: Any) -> nn.Module:
+    """A plain network of one kind."""
+    layers = {
+        "orthogonal": {},
+        "conv": {"conv_layer": ordinary_conv, "act_layer": "relu"},
+        "conv_he": {"conv_layer": he_conv, "act_layer": "relu"},
+    }
+    return timm.create_model("orthoplain100_projunn", depths=split(depth), **layers[kind], **options)
+
+
+def gradient_norms(model: nn.Module, inputs: Tensor, loss: Any) -> list[float]:
+    """Norm of the loss's gradient at the output of each layer, from the first to the last."""
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
+        output.retain_grad()
+        outputs.append(output)
+
+    hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, ConvUnit)]
+    loss(model(inputs)).backward()
+    for hook in hooks:
+        hook.remove()
+    model.zero_grad()
+    return [output.grad.norm().item() for output in outputs]
+
+
+def run_one(args: argparse.Namespace, kind: str, depth: int, loaders: tuple) -> tuple[dict[str, Any], list[float]]:
+    """Train one network; its row of the table and its gradient norms at the start."""
+    train, test, classes = loaders
+    args = copy.copy(args)
+    args.model, args.out = f"{kind}_{depth}", args.out / f"{kind}_{depth}"
+    if kind != "orthogonal":
+        args.opt, args.lr = "rmsprop", args.conv_lr
+    torch.manual_seed(args.seed)
+    model = make_model(kind, depth, num_classes=classes, in_chans=SETS[args.images].size[0])
+    inputs, targets = next(iter(test))
+    norms = gradient_norms(model, inputs, lambda outputs: nn.functional.cross_entropy(outputs, targets))
+    rows = ImageRun(args, model, train, test, f"{args.images}, {kind}, depth {depth}").run()
+    row = rows[-1] | {"kind": kind, "depth": depth, "epochs": args.epochs, "gradient_decay": norms[0] / norms[-1]}
+    return {name: row[name] for name in FIELDS}, norms
+
+
+def draw(path: Path, title: str, rows: list[dict[str, Any]], norms: dict[tuple[str, int], list[float]]) -> None:
+    """Accuracy against depth, and gradient norm against layer for the deepest networks."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for kind in KINDS:
+        points = [(row["depth"], row["test_accuracy"]) for row in rows if row["kind"] == kind]
+        if not points:
+            continue
+        left.plot(*zip(*points, strict=True), marker="o", label=kind)
+        deepest = norms[kind, max(depth for depth, _ in points)]
+        shown = [value if value > 0 and math.isfinite(value) else math.nan for value in deepest]
+        right.plot(range(1, len(shown) + 1), shown, label=f"{kind}, depth {len(shown)}")
+    left.set(xscale="log", ylim=(0, 1), xlabel="convolutions", ylabel="test accuracy", title=title)
+    right.set(yscale="log", xlabel="layer", ylabel="norm of the gradient", title="at the start of training")
+    left.legend()
+    right.legend()
+    figure.savefig(path, dpi=120)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options: those of train_image, and which networks."""
+    options = train_image.parser()
+    options.description = "Compare plain networks of orthogonal and of ordinary convolutions at several depths."
+    options.add_argument("--depths", type=int, nargs="+", default=[10, 30, 100, 300], help="numbers of convolutions")
+    options.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    options.add_argument("--conv-lr", type=number, default=1e-3, help="learning rate of the ordinary networks")
+    defaults = {"images": "digits", "epochs": 10, "batch_size": 64, "lr": 1e-2, "unitary_lr_scale": 0.03}
+    options.set_defaults(**defaults, out=Path("runs/depth"))
+    return options
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    loaders = make_loaders(args)
+    rows, norms = [], {}
+    args.out.mkdir(parents=True, exist_ok=True)
+    for depth in args.depths:
+        for kind in args.kinds:
+            row, norms[kind, depth] = run_one(args, kind, depth, loaders)
+            rows.append(row)
+            with (args.out / "depth.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, FIELDS)
+                writer.writeheader()
+                writer.writerows(rows)
+            draw(args.out / "depth.png", args.images, rows, norms)
+    for row in rows:
+        print(f"{row['kind']:10s} depth {row['depth']:3d}: test accuracy {row['test_accuracy']:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
