@@ -20,7 +20,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from checkpoint import check_config, load_checkpoint, save_checkpoint
-from image_data import SETS, make_dataset, make_loader
+from image_data import SETS, ImageSet, make_dataset, make_loader
 from report import Log, Row, describe, draw_runs
 from safetensors.torch import save_model
 from timm.data import Mixup
@@ -158,7 +158,7 @@ class ImageRun:
         loss = self.loss(outputs, targets)
         if not torch.isfinite(loss):
             raise RuntimeError(
-                f"expected a finite loss, got {float(loss)} in step {self.step + 1}: take a smaller --lr"
+                f"expected a finite loss, got {loss.item()} in step {self.step + 1}: take a smaller --lr"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -214,12 +214,12 @@ class ImageRun:
         draw_runs(self.args.out / "curves.png", {self.args.model: self.log.rows}, **self.summary)
 
 
-def make_loaders(args: argparse.Namespace) -> tuple[Any, Any, int]:
-    """The loaders of training and test images, and the number of classes."""
+def make_loaders(args: argparse.Namespace, standardise: bool = True) -> tuple[Any, Any, int]:
+    """The loaders of training and test images, standardised or in [0, 1], and the number of classes."""
     source = SETS[args.images]
     size = source.size if args.img_size is None else (source.size[0], args.img_size, args.img_size)
-    common = {"batch_size": args.batch_size, "size": size, "mean": source.mean, "std": source.std}
-    common["workers"] = args.workers
+    mean, std = (source.mean, source.std) if standardise else ((0.0,) * size[0], (1.0,) * size[0])
+    common = {"batch_size": args.batch_size, "size": size, "mean": mean, "std": std, "workers": args.workers}
     train, test = (make_dataset(args.images, args.root, flag) for flag in (True, False))
     if len(train) < args.batch_size:
         raise ValueError(f"expected at least --batch-size {args.batch_size} training images, got {len(train)}")

@@ -1,0 +1,257 @@
+"""The image examples: loaders, a run on timm's parts, resuming bit for bit, and plain networks of several depths."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import depth
+import pytest
+import timm
+import torch
+from image_data import SETS, make_dataset, make_loader
+from image_training import ImageRun
+from PIL import Image
+from report import Row, read_rows
+from torchvision.transforms.functional import to_tensor
+from train_image import main, setup
+
+from unitary_layers import unitarity_error_of
+from unitary_layers.models.blocks import ConvUnit
+
+EPS = torch.finfo(torch.float32).eps
+LAYOUT = {"stem_width": 4, "widths": (4, 8), "depths": (1, 0)}
+SMALL = ["--model-kwargs", *(f"{name}={value}".replace(" ", "") for name, value in LAYOUT.items())]
+TINY = [*SMALL, "--images", "digits", "--batch-size", "256", "--epochs", "2", "--threads", "1", "--device", "cpu"]
+STEPS = 5  # an epoch of 1,437 images has so many batches of 256
+TIMES = ("seconds", "steps_per_second")
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the picture at the end."""
+    monkeypatch.setattr(ImageRun, "draw", lambda run: None)
+
+
+def loader_of(train: bool, batch_size: int, scale: float = 1.0) -> Iterator:
+    source = SETS["digits"]
+    dataset = make_dataset("digits", Path(), train)
+    options = {"size": source.size, "mean": source.mean, "std": source.std, "scale": scale}
+    return make_loader("digits", dataset, train=train, batch_size=batch_size, **options)
+
+
+def test_digits_are_split_once_and_have_the_moments_of_the_table():
+    ours, theirs = (make_dataset("digits", Path(), train).samples for train in (True, False))
+    assert (len(ours), len(theirs)) == (1437, 360)
+    pixels = torch.cat([to_tensor(image) for image, _ in ours + theirs])
+    three_digits = 1e-3
+    assert pixels.mean().item() == pytest.approx(SETS["digits"].mean[0], abs=three_digits)
+    assert pixels.std().item() == pytest.approx(SETS["digits"].std[0], abs=three_digits)
+
+
+def test_loader_leaves_pixels_alone_unless_told_to_crop():
+    source, samples = SETS["digits"], make_dataset("digits", Path(), train=False).samples
+    images, labels = next(iter(loader_of(train=False, batch_size=7)))
+    expected = torch.stack([(to_tensor(image) - source.mean[0]) / source.std[0] for image, _ in samples[:7]])
+    torch.testing.assert_close(images, expected, rtol=0, atol=10 * EPS / source.std[0])
+    assert labels.tolist() == [label for _, label in samples[:7]]
+    known = {
+        tuple(((to_tensor(i) * 255).round().int()).flatten().tolist())
+        for i, _ in make_dataset("digits", Path(), True).samples
+    }
+    for scale, alike in ((1.0, True), (0.3, False)):
+        batch, _ = next(iter(loader_of(train=True, batch_size=32, scale=scale)))
+        pixels = ((batch * source.std[0] + source.mean[0]) * 255).round().int().flatten(1).tolist()
+        assert all(tuple(image) in known for image in pixels) == alike
+
+
+def test_the_incomplete_batch_is_dropped_in_training_only():
+    assert sum(len(labels) for _, labels in loader_of(train=True, batch_size=256)) == STEPS * 256
+    assert sum(len(labels) for _, labels in loader_of(train=False, batch_size=256)) == 360
+
+
+def folder(root: Path) -> Path:
+    """Two classes of four images, in both splits."""
+    for split in ("train", "validation"):
+        for k, name in enumerate(("dark", "light")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (40, 32), (150 * k + i, 9 * i, 0)).save(root / split / name / f"{i}.png")
+    return root
+
+
+FOLDER = ["--images", "folder", "--img-size", "32", "--batch-size", "4", "--epochs", "1", "--device", "cpu"]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves images open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_folder_of_images_trains(tmp_path: Path, no_curves: None):
+    options = ["--root", str(folder(tmp_path / "images")), "--model", "orthoresnet18_projunn", *SMALL]
+    run = setup([*FOLDER, *options, "--threads", "1", "--out", str(tmp_path / "run")])
+    assert run.model.num_classes == 2
+    assert run.run()[-1]["step"] == 2
+
+
+def test_a_folder_must_hold_both_splits_with_the_same_classes(tmp_path: Path):
+    root = folder(tmp_path / "images")
+    options = [*FOLDER, "--root", str(root), "--out", str(tmp_path / "run")]
+    (root / "validation" / "light").rename(root / "validation" / "bright")
+    with pytest.raises(ValueError, match="the same classes in both splits"):
+        setup(options)
+    shutil.rmtree(root / "validation")
+    with pytest.raises(ValueError, match="expected subfolders train and validation"):
+        setup(options)
+    with pytest.raises(ValueError, match="image set must be one of"):
+        make_dataset("cats", root, train=True)
+
+
+def test_a_run_fills_its_folder_and_its_weights_load_into_timm(tmp_path: Path):
+    out = tmp_path / "run"
+    main([*TINY, "--out", str(out)])
+    assert {"config.json", "log.csv", "curves.png", "checkpoint.pt", "model.safetensors"} == {
+        p.name for p in out.iterdir()
+    }
+    options = {"in_chans": 1, "img_size": 8, "checkpoint_path": str(out / "model.safetensors"), **LAYOUT}
+    again = setup([*TINY, "--out", str(tmp_path / "again")])
+    again.model = timm.create_model("orthoresnet_projunn", **options)
+    last = read_rows(out / "log.csv")[-1]
+    assert again.evaluate()["test_accuracy"] == pytest.approx(last["test_accuracy"], rel=1e-6)  # digits of the CSV
+    assert last["unitarity_error"] == pytest.approx(float(unitarity_error_of(again.model)), rel=1e-6)
+    assert last["unitarity_error"] < 100 * 8 * EPS
+
+
+def stop_at(run: ImageRun, step: int) -> None:
+    """Runs until this step, and there the user presses Ctrl-C."""
+    update = run.update
+
+    def interrupted(*batch: torch.Tensor) -> tuple[float, float]:
+        if run.step == step:
+            raise KeyboardInterrupt
+        return update(*batch)
+
+    run.update = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+
+
+def timeless(rows: list[Row]) -> list[Row]:
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--mixup", "0.3", "--ema", "0.9", "--scale", "0.5"),
+        ("--opt", "adamw", "--weight-decay", "0.1", "--clip", "1"),
+    ],
+    ids=["projunn", "mixup and average", "adamw"],
+)
+def test_resuming_continues_bit_for_bit(tmp_path: Path, no_curves: None, options: tuple[str, ...]):
+    whole = setup([*TINY, *options, "--out", str(tmp_path / "whole")])
+    whole.run()
+    argv = [*TINY, *options, "--out", str(tmp_path / "run")]
+    stop_at(setup(argv), STEPS + 2)
+    resumed = setup([*argv, "--resume"])
+    assert (resumed.epoch, resumed.step) == (1, STEPS)
+    resumed.run()
+    for ours, theirs in zip(
+        whole.evaluated().state_dict().items(), resumed.evaluated().state_dict().items(), strict=True
+    ):
+        assert ours[0] == theirs[0]
+        assert torch.equal(ours[1], theirs[1]), ours[0]
+    assert timeless(read_rows(whole.log.path)) == timeless(read_rows(resumed.log.path))
+    assert whole.unitarity_error() < 100 * 8 * EPS
+
+
+def test_a_run_is_neither_replaced_nor_mixed_by_accident(tmp_path: Path, no_curves: None):
+    argv = [*TINY, "--epochs", "1", "--out", str(tmp_path / "run")]
+    setup(argv).run()
+    with pytest.raises(RuntimeError, match="holds a run"):
+        setup(argv)
+    with pytest.raises(RuntimeError, match=r"lr: expected 0.001, got 0.1"):
+        setup([*argv, "--resume", "--lr", "0.1"])
+    assert [row["step"] for row in setup([*argv, "--resume"]).run()] == [STEPS]
+    assert setup([*argv, "--overwrite"]).step == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--epochs", "0"), "--epochs"),
+        (("--threads", "0"), "--threads"),
+        (("--clip", "0"), "--clip"),
+        (("--scale", "0"), "--scale"),
+        (("--scale", "2"), "--scale"),
+        (("--mixup", "0.2", "--batch-size", "7"), "--batch-size"),
+        (("--batch-size", "2000"), "--batch-size"),
+    ],
+)
+def test_bad_options_are_named(tmp_path: Path, options: tuple[str, ...], named: str):
+    with pytest.raises(ValueError, match=named):
+        setup([*TINY, *options, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(tmp_path: Path, no_curves: None):
+    argv = [*TINY, "--out", str(tmp_path / "run")]
+    run = setup(argv)
+    loss = run.loss
+    run.loss = lambda outputs, targets: loss(outputs, targets) * (torch.nan if run.step == STEPS + 1 else 1)
+    with pytest.raises(RuntimeError, match=f"expected a finite loss, got nan in step {STEPS + 2}"):
+        run.run()
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+    assert setup([*argv, "--resume"]).step == STEPS
+
+
+def test_quick_gives_way_to_what_is_said(tmp_path: Path):
+    args = setup(["--quick", "--epochs", "3", "--device", "cpu", *SMALL, "--out", str(tmp_path / "run")]).args
+    assert (args.images, args.epochs, args.batch_size) == ("digits", 3, 64)
+
+
+@pytest.mark.parametrize("count", [3, 4, 10, 11, 12])
+@pytest.mark.parametrize("kind", depth.KINDS)
+def test_a_plain_network_has_as_many_convolutions_as_said(kind: str, count: int):
+    model = depth.make_model(kind, count, num_classes=10, in_chans=1)
+    assert sum(isinstance(module, ConvUnit) for module in model.modules()) == count
+
+
+def test_gradients_keep_their_norm_through_orthogonal_layers_only():
+    count, inputs = 12, torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    norms = {}
+    for kind in ("orthogonal", "conv"):
+        torch.manual_seed(0)
+        model = depth.make_model(kind, count, num_classes=10, in_chans=1)
+        norms[kind] = depth.gradient_norms(model, inputs, lambda outputs: outputs.square().sum())
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert not any(module._forward_hooks for module in model.modules())
+    assert len(norms["orthogonal"]) == count
+    assert norms["orthogonal"] == pytest.approx([norms["orthogonal"][0]] * count, rel=100 * count * EPS)
+    assert norms["conv"][0] < 0.1 * norms["conv"][-1]
+
+
+def test_depth_needs_a_stem_and_two_transitions():
+    with pytest.raises(ValueError, match=r"--depths must be at least 3 .* got 2"):
+        depth.split(2)
+
+
+def test_depth_writes_a_table_and_a_picture(tmp_path: Path, no_curves: None):
+
+    depth.main(
+        [
+            "--depths",
+            "3",
+            "--epochs",
+            "1",
+            "--batch-size",
+            "512",
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    rows = (tmp_path / "depth.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows] == [["kind", "depth"], *([kind, "3"] for kind in depth.KINDS)]
+    assert (tmp_path / "depth.png").exists()
