@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.registered import NAMES
+from registered import NAMES
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 

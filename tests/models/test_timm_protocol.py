@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
-from models.registered import every_model, images, make, make_small, size_of
+from registered import every_model, images, make, make_small, size_of
 from timm.layers import set_layer_config
 from timm.models import get_notrace_functions, get_notrace_modules
 from timm.models._manipulate import group_with_matcher

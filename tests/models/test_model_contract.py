@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from models.registered import NAMES, assert_convolutions_are_orthogonal, every_model, images, make, make_small
+from registered import NAMES, assert_convolutions_are_orthogonal, every_model, images, make, make_small
 from safetensors.torch import load_model, save_model
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
