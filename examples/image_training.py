@@ -20,7 +20,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from checkpoint import check_config, load_checkpoint, save_checkpoint
-from image_data import SETS, ImageSet, make_dataset, make_loader
+from image_data import SETS, make_dataset, make_loader
 from report import Log, Row, describe, draw_runs
 from safetensors.torch import save_model
 from timm.data import Mixup
