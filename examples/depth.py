@@ -134,9 +134,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    for depth in args.depths:
+        split(depth)
+    loaders = make_loaders(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    loaders = make_loaders(args)
     rows, norms = [], {}
     args.out.mkdir(parents=True, exist_ok=True)
     for depth in args.depths:

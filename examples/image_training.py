@@ -214,8 +214,22 @@ class ImageRun:
         draw_runs(self.args.out / "curves.png", {self.args.model: self.log.rows}, **self.summary)
 
 
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse options that fit no run."""
+    for name in ("epochs", "batch_size", "threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.clip is not None and not args.clip > 0:
+        raise ValueError(f"--clip must be positive, got {args.clip}")
+    if args.mixup and args.batch_size % 2:
+        raise ValueError(f"--batch-size must be even with --mixup, got {args.batch_size}")
+    if not 0 < args.scale <= 1:
+        raise ValueError(f"--scale must be above 0 and at most 1, got {args.scale}")
+
+
 def make_loaders(args: argparse.Namespace, standardise: bool = True) -> tuple[Any, Any, int]:
     """The loaders of training and test images, standardised or in [0, 1], and the number of classes."""
+    check_options(args)
     source = SETS[args.images]
     size = source.size if args.img_size is None else (source.size[0], args.img_size, args.img_size)
     mean, std = (source.mean, source.std) if standardise else ((0.0,) * size[0], (1.0,) * size[0])

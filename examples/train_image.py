@@ -70,20 +70,11 @@ def setup(argv: list[str] | None = None) -> ImageRun:
     if options.parse_args(argv).quick:
         options.set_defaults(**QUICK)
     args = options.parse_args(argv)
-    for name in ("epochs", "batch_size", "threads"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    if args.clip is not None and not args.clip > 0:
-        raise ValueError(f"--clip must be positive, got {args.clip}")
-    if args.mixup and args.batch_size % 2:
-        raise ValueError(f"--batch-size must be even with --mixup, got {args.batch_size}")
-    if not 0 < args.scale <= 1:
-        raise ValueError(f"--scale must be above 0 and at most 1, got {args.scale}")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     if args.out is None:
         args.out = Path("runs") / "train_image" / f"{args.images}_{args.model}"
     train, test, classes = make_loaders(args)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     channels, *_ = SETS[args.images].size
     layout = {"num_classes": classes, "in_chans": channels, "update": args.update}

@@ -1,5 +1,8 @@
 """The image examples: loaders, a run on timm's parts, resuming bit for bit, and plain networks of several depths."""
 
+import csv
+import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,9 @@ from image_data import SETS, make_dataset, make_loader
 from image_training import ImageRun
 from PIL import Image
 from report import Row, read_rows
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+from timm.utils import ModelEmaV3
 from torchvision.transforms.functional import to_tensor
 from train_image import main, setup
 
@@ -43,6 +49,10 @@ def test_digits_are_split_once_and_have_the_moments_of_the_table():
     ours, theirs = (make_dataset("digits", Path(), train).samples for train in (True, False))
     assert (len(ours), len(theirs)) == (1437, 360)
     pixels = torch.cat([to_tensor(image) for image, _ in ours + theirs])
+    digits = load_digits()
+    whole = [(image.tobytes(), int(label)) for image, label in zip(digits.images, digits.target, strict=True)]
+    split = [((to_tensor(i)[0].double() * 16).round().numpy().tobytes(), label) for i, label in ours + theirs]
+    assert sorted(split) == sorted(whole), "no image is in both, none is left out"
     three_digits = 1e-3
     assert pixels.mean().item() == pytest.approx(SETS["digits"].mean[0], abs=three_digits)
     assert pixels.std().item() == pytest.approx(SETS["digits"].std[0], abs=three_digits)
@@ -62,6 +72,19 @@ def test_loader_leaves_pixels_alone_unless_told_to_crop():
         batch, _ = next(iter(loader_of(train=True, batch_size=32, scale=scale)))
         pixels = ((batch * source.std[0] + source.mean[0]) * 255).round().int().flatten(1).tolist()
         assert all(tuple(image) in known for image in pixels) == alike
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_images_are_mirrored_where_that_makes_sense(name: str):
+    dataset, source = make_dataset("digits", Path(), train=True), SETS["digits"]
+    dark_left = Image.new("L", (8, 8))
+    dark_left.paste(255, (4, 0, 8, 8))
+    dataset.samples = [(dark_left, 0)] * 64
+    options = {"size": source.size, "mean": source.mean, "std": source.std}
+    for scale in (0.9, 1.0):
+        batch, _ = next(iter(make_loader(name, dataset, train=True, batch_size=64, scale=scale, **options)))
+        mirrored = batch[..., :4].mean(dim=(1, 2, 3)) > batch[..., 4:].mean(dim=(1, 2, 3))
+        assert set(mirrored.tolist()) == ({True, False} if SETS[name].flips else {False})
 
 
 def test_the_incomplete_batch_is_dropped_in_training_only():
@@ -113,7 +136,10 @@ def test_a_run_fills_its_folder_and_its_weights_load_into_timm(tmp_path: Path):
     options = {"in_chans": 1, "img_size": 8, "checkpoint_path": str(out / "model.safetensors"), **LAYOUT}
     again = setup([*TINY, "--out", str(tmp_path / "again")])
     again.model = timm.create_model("orthoresnet_projunn", **options)
-    last = read_rows(out / "log.csv")[-1]
+    rows = read_rows(out / "log.csv")
+    last = rows[-1]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([5e-4, 0], abs=1e-9)  # half a cosine, and its end
+    assert all(0 <= row[name] <= 1 for row in rows for name in ("accuracy", "test_accuracy"))
     assert again.evaluate()["test_accuracy"] == pytest.approx(last["test_accuracy"], rel=1e-6)  # digits of the CSV
     assert last["unitarity_error"] == pytest.approx(float(unitarity_error_of(again.model)), rel=1e-6)
     assert last["unitarity_error"] < 100 * 8 * EPS
@@ -163,6 +189,59 @@ def test_resuming_continues_bit_for_bit(tmp_path: Path, no_curves: None, options
     assert whole.unitarity_error() < 100 * 8 * EPS
 
 
+def test_epochs_differ(tmp_path: Path, no_curves: None):
+    run, labels = setup([*TINY, "--out", str(tmp_path / "run")]), []
+    update = run.update
+    run.update = lambda inputs, targets: labels.append(targets) or update(inputs, targets)
+    run.run()
+    assert len(labels) == 2 * STEPS
+    assert not torch.equal(labels[0], labels[STEPS])
+
+
+def test_mixup_mixes_images_and_labels(tmp_path: Path, no_curves: None):
+    run, seen = setup([*TINY, "--epochs", "1", "--mixup", "1", "--out", str(tmp_path / "run")]), []
+    assert run.run()[-1]["accuracy"] is None
+    loss = run.loss
+    run.loss = lambda outputs, targets: seen.append(targets) or loss(outputs, targets)
+    run.model.register_forward_pre_hook(lambda model, args: seen.append(args[0]))
+    inputs, targets = next(iter(run.train_loader))
+    run.update(inputs.clone(), targets)
+    mixed, labels = seen
+    assert not torch.equal(mixed, inputs)
+    share = labels.amax(dim=1)[:, None, None, None]  # of the image or of its partner, the batch reversed
+    either = [share * a + (1 - share) * b for a, b in ((inputs, inputs.flip(0)), (inputs.flip(0), inputs))]
+    errors = torch.stack([(mixed - expected).abs().amax(dim=(1, 2, 3)) for expected in either])
+    differ = targets != targets.flip(0)
+    assert differ.any()
+    assert errors.amin(dim=0)[differ].max() < 1e-5
+    assert ((labels > 0).sum(dim=1) == 1 + differ.int()).all()
+
+
+def test_the_average_is_what_is_tested_and_kept_and_is_orthogonal(tmp_path: Path, no_curves: None):
+    run = setup([*TINY, "--lr", "1", "--ema", "0.9", "--out", str(tmp_path / "run")])
+    last = run.run()[-1]
+    tolerance = 100 * 8 * EPS
+    assert isinstance(run.average, ModelEmaV3)
+    assert unitarity_error_of(run.average.module) > 10 * tolerance, "a mean of orthogonal matrices is none"
+    assert unitarity_error_of(run.evaluated()) < tolerance
+    kept = load_file(run.args.out / "model.safetensors")
+    for name, value in run.evaluated().state_dict().items():
+        assert torch.equal(kept[name], value), name
+    assert not torch.equal(kept["head.fc.weight"], run.model.head.fc.weight)
+    run.model.load_state_dict(kept)
+    run.average = None
+    assert run.evaluate()["test_accuracy"] == last["test_accuracy"]
+
+
+def test_gradients_are_clipped(tmp_path: Path, no_curves: None):
+    run, norms = setup([*TINY, "--epochs", "1", "--clip", "1e-3", "--out", str(tmp_path / "run")]), []
+    run.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(torch.cat([p.grad.flatten().abs() for p in run.model.parameters()]).norm())
+    )
+    run.run()
+    assert norms == pytest.approx([1e-3] * STEPS, rel=1e-2)
+
+
 def test_a_run_is_neither_replaced_nor_mixed_by_accident(tmp_path: Path, no_curves: None):
     argv = [*TINY, "--epochs", "1", "--out", str(tmp_path / "run")]
     setup(argv).run()
@@ -172,6 +251,7 @@ def test_a_run_is_neither_replaced_nor_mixed_by_accident(tmp_path: Path, no_curv
         setup([*argv, "--resume", "--lr", "0.1"])
     assert [row["step"] for row in setup([*argv, "--resume"]).run()] == [STEPS]
     assert setup([*argv, "--overwrite"]).step == 0
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"config.json", "log.csv"}
 
 
 @pytest.mark.parametrize(
@@ -229,29 +309,43 @@ def test_gradients_keep_their_norm_through_orthogonal_layers_only():
     assert norms["conv"][0] < 0.1 * norms["conv"][-1]
 
 
-def test_depth_needs_a_stem_and_two_transitions():
-    with pytest.raises(ValueError, match=r"--depths must be at least 3 .* got 2"):
-        depth.split(2)
+def test_ordinary_convolutions_start_as_he_et_al_say_or_as_torch_does():
+    for kind, variance in (("conv_he", 2), ("conv", 1 / 3)):
+        conv = depth.make_model(kind, 6, num_classes=10, in_chans=1).stages[-1].blocks[0].conv
+        fan_in = 9 * conv.in_channels
+        assert conv.weight.std().item() == pytest.approx(math.sqrt(variance / fan_in), rel=0.02)  # of 147,456 values
+
+
+DEPTH = ["--epochs", "1", "--batch-size", "512", "--device", "cpu", "--threads", "1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--depths", "3", "2"), "--depths must be at least 3 .* got 2"),
+        (("--epochs", "0"), "--epochs"),
+        (("--clip", "0"), "--clip"),
+        (("--scale", "2"), "--scale"),
+        (("--mixup", "0.2", "--batch-size", "7"), "--batch-size"),
+    ],
+)
+def test_bad_options_are_named_before_the_first_depth(tmp_path: Path, options: tuple[str, ...], named: str):
+    with pytest.raises(ValueError, match=named):
+        depth.main([*DEPTH, "--depths", "3", *options, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 def test_depth_writes_a_table_and_a_picture(tmp_path: Path, no_curves: None):
-
-    depth.main(
-        [
-            "--depths",
-            "3",
-            "--epochs",
-            "1",
-            "--batch-size",
-            "512",
-            "--device",
-            "cpu",
-            "--threads",
-            "1",
-            "--out",
-            str(tmp_path),
-        ]
-    )
-    rows = (tmp_path / "depth.csv").read_text().splitlines()
-    assert [row.split(",")[:2] for row in rows] == [["kind", "depth"], *([kind, "3"] for kind in depth.KINDS)]
-    assert (tmp_path / "depth.png").exists()
+    depth.main([*DEPTH, "--depths", "3", "4", "--conv-lr", "0.002", "--out", str(tmp_path)])
+    with (tmp_path / "depth.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [(kind, str(count)) for count in (3, 4) for kind in depth.KINDS]
+    assert [(row["kind"], row["depth"]) for row in rows] == names
+    for row in rows:
+        options = json.loads((tmp_path / f"{row['kind']}_{row['depth']}" / "config.json").read_text())["options"]
+        ours = row["kind"] == "orthogonal"
+        assert (options["opt"], options["lr"]) == (("projunn", 0.01) if ours else ("rmsprop", 0.002))
+        assert bool(row["unitarity_error"]) == ours
+        decay = float(row["gradient_decay"])
+        assert decay == pytest.approx(1, rel=100 * 4 * EPS) if ours else row["kind"] == "conv_he" or decay < 0.9
+    assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG")
