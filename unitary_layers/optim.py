@@ -1,6 +1,7 @@
 """One optimiser for a whole model: projUNN for its unitary weights, a rule of torch for the rest."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,12 +10,15 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from torch.optim.optimizer import ParamsT
 
+from .linalg import LowRank
 from .projunn.attach import without_parameters
 from .projunn.gradient import DenseGradient, GradientOperator
 from .projunn.hook import step_from_gradients
+from .projunn.moments import Moments, preconditioned, probe
+from .projunn.rule import UpdateRule
 from .projunn.weight import UnitaryWeight, as_matrix, weights_of
 
-DIRECTIONS = ("plain", "momentum", "rmsprop")
+DIRECTIONS = ("plain", "momentum", "rmsprop", "moments")
 BASES: dict[str, type[Optimizer]] = {"rmsprop": RMSprop, "sgd": SGD, "adamw": AdamW}
 
 
@@ -38,7 +42,9 @@ class ProjUNN(Optimizer):
         unitary_lr_scale: learning rate of the unitary weights as a multiple of ``lr``. The paper's recurrent recipe is
             1/32, that for images 1/10.
         direction: what a unitary weight goes against: its gradient ("plain"), a moving sum of it ("momentum"), or the
-            gradient divided elementwise by the root of a moving average of its ``|g|^2`` ("rmsprop").
+            gradient divided elementwise by the root of a moving average of its ``|g|^2`` ("rmsprop"), or by that of
+            its rows and columns ("moments"; see Note [Preconditioning without a matrix]). Of a layer with
+            ``gradient="factored"`` the layer's rule has decided that already, in backward.
         momentum: factor of the old momentum, for ``direction="momentum"``, and of a base that has one.
         alpha: factor of the old average of ``|g|^2``, for ``direction="rmsprop"``, and of a base that has one.
         eps: added to the root.
@@ -48,6 +54,7 @@ class ProjUNN(Optimizer):
 
     Raises:
         ValueError: for an option out of range.
+        ValueError: in ``step``, for a factored gradient and ``direction="momentum"``.
         RuntimeError: in ``step``, for a gradient of a unitary weight with a NaN or an infinity, as ``projunn_step``
             does; the ordinary parameters have not been stepped either.
 
@@ -104,9 +111,11 @@ class ProjUNN(Optimizer):
         if self._weights is None:
             self._weights = weights_of(groups)
         present = [weight for p, weight in self._weights.items() if p in groups]
+        for weight in present:
+            _check_factored(weight, groups[weight.parameter])
         step_from_gradients(
             present,
-            lambda weight: float(groups[weight.parameter]["lr"]) * groups[weight.parameter]["unitary_lr_scale"],
+            lambda weight: _rule(weight, groups[weight.parameter]),
             lambda weight, gradient: self._direction(weight, gradient, groups[weight.parameter]),
         )
         with without_parameters(self, set(self._weights)):
@@ -128,8 +137,19 @@ class ProjUNN(Optimizer):
         self._base.param_groups = self.param_groups
         self._base.state = self.state
 
-    def _direction(self, weight: UnitaryWeight, gradient: GradientOperator, group: dict[str, Any]) -> GradientOperator:
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's, and for factored gradients too."""
+        super().zero_grad(set_to_none)
+        for weight in weights_of(p for group in self.param_groups for p in group["params"]).values():
+            if weight.collected is not None:
+                weight.collected.clear()
+
+    def _direction(
+        self, weight: UnitaryWeight, gradient: GradientOperator | LowRank, group: dict[str, Any]
+    ) -> GradientOperator | LowRank:
         """What the weight is to go against; updates its state."""
+        if isinstance(gradient, LowRank):
+            return gradient.scale(-1.0) if group["maximize"] else gradient
         g = -gradient.dense() if group["maximize"] else gradient.dense()
         if group["direction"] == "momentum":
             moving = self._buffer(weight, "momentum_buffer")
@@ -139,7 +159,18 @@ class ProjUNN(Optimizer):
             # |g|^2 and not g * g, which for complex g is not even real.
             square.mul_(group["alpha"]).add_(g.abs().square(), alpha=1 - group["alpha"])
             return DenseGradient(g / (square.sqrt() + group["eps"]))
+        if group["direction"] == "moments":
+            return self._preconditioned(weight, DenseGradient(g), group["alpha"])
         return DenseGradient(g)
+
+    def _preconditioned(self, weight: UnitaryWeight, gradient: GradientOperator, alpha: float) -> GradientOperator:
+        state = self.state[weight.parameter]
+        new = probe(gradient, weight.rule.generator(*weight.key, gradient.device, stream=1)).moments()
+        zeros = Moments(*map(torch.zeros_like, new))
+        old = Moments(*(state.get(f"{name}_moments", zero) for name, zero in zip(Moments._fields, zeros, strict=True)))
+        moments = old.averaged(new, alpha)
+        state.update({f"{name}_moments": value for name, value in moments._asdict().items()})
+        return preconditioned(gradient, moments)
 
     def _buffer(self, weight: UnitaryWeight, name: str, *, real: bool = False) -> Tensor:
         """A moving average ``(..., n, n)``, zero at first; a complex one is stored as pairs, as the weight is."""
@@ -148,6 +179,21 @@ class ProjUNN(Optimizer):
             like = weight.matrix.real if real else weight.parameter
             state[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
         return state[name] if real else as_matrix(state[name], weight.is_complex)
+
+
+def _rule(weight: UnitaryWeight, group: dict[str, Any]) -> UpdateRule:
+    """The layer's rule at the group's rate; where the optimiser has its own direction, without a preconditioner."""
+    rule = weight.rule.with_lr(float(group["lr"]) * group["unitary_lr_scale"])
+    own = group["direction"] != "plain" and not isinstance(weight.gradient, LowRank)
+    return replace(rule, precondition=False) if own else rule
+
+
+def _check_factored(weight: UnitaryWeight, group: dict[str, Any]) -> None:
+    if group["direction"] == "momentum" and isinstance(weight.gradient, LowRank):
+        raise ValueError(
+            f'expected a direction without a matrix for the factored gradient of {weight.name!r}, got "momentum"; '
+            'take gradient="dense", or UpdateRule(sampler="power"), which carries the last step on'
+        )
 
 
 def _check(group: dict[str, Any]) -> None:

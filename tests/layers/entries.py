@@ -20,7 +20,7 @@ from unitary_layers import (
     projunn_step,
 )
 from unitary_layers.projunn import unitary_weights
-from unitary_layers.projunn.weight import weights_of
+from unitary_layers.projunn.weight import UnitaryWeight, weights_of
 from unitary_layers.testing import assert_unitary
 
 N, BATCH, STEPS = 8, 4, 3
@@ -42,6 +42,11 @@ class Entry:
     build: Callable[..., nn.Module]
     shape: tuple[int, ...]
     is_complex: bool = False
+
+    @property
+    def factored(self) -> bool:
+        """Whether gradients of its unitary weights are sampled in backward, so that there is no ``.grad``."""
+        return self.name.endswith("factored") or "factored-" in self.name
 
     def make(
         self, dtype: torch.dtype = torch.float32, device: str | None = None, update: UpdateRule | None = None
@@ -91,6 +96,25 @@ ENTRIES = (
     Entry("conv-1d", lambda **o: OrthogonalConv1d(N, N, input_size=5, bias=False, **o), (BATCH, N, 5)),
     Entry("conv-3d-local", lambda **o: OrthogonalConv3d(N, N, 2, **o), (BATCH, N, 2, 3, 4)),
     Entry("sequential", sequential, (BATCH, 5)),
+    Entry("linear-factored", lambda **o: UnitaryLinear(N, N, gradient="factored", **o), (BATCH, N)),
+    Entry("linear-wide-factored", lambda **o: UnitaryLinear(N, 5, gradient="factored", **o), (BATCH, N)),
+    Entry(
+        "linear-complex-factored",
+        lambda **o: UnitaryLinear(N, N, gradient="factored", **o),
+        (BATCH, N),
+        is_complex=True,
+    ),
+    Entry("rnn-factored", recurrent(nonlinearity="modrelu", gradient="factored"), (STEPS, BATCH, 5)),
+    Entry("rnn-module-factored", recurrent(nonlinearity=nn.Softsign(), gradient="factored"), (STEPS, BATCH, 5)),
+    Entry("cell-factored", lambda **o: UnitaryRNNCell(5, N, gradient="factored", **o), (BATCH, 5)),
+    Entry(
+        "conv-factored", lambda **o: OrthogonalConv2d(N, N, input_size=4, gradient="factored", **o), (BATCH, N, 4, 4)
+    ),
+    Entry(
+        "conv-factored-fft",
+        lambda **o: OrthogonalConv2d(2, N, stride=2, input_size=6, transform="fft", gradient="factored", **o),
+        (BATCH, 2, 6, 6),
+    ),
 )
 REAL = tuple(entry for entry in ENTRIES if not entry.is_complex)
 
@@ -129,6 +153,19 @@ def step(module: nn.Module, x: Tensor, lr: float = 0.02) -> float:
                 p -= lr * p.grad
     module.zero_grad()
     return float(loss.detach())
+
+
+def gradient_of(weight: UnitaryWeight) -> Tensor | None:
+    """What backward has left of the weight's gradient: the stored tensor, or a factor of it."""
+    if weight.collected is None:
+        return weight.parameter.grad
+    return None if weight.collected.low_rank is None else weight.collected.low_rank.left
+
+
+def spoil(weight: UnitaryWeight, value: float) -> None:
+    """Writes a value into the gradient."""
+    gradient = gradient_of(weight)
+    (gradient if weight.collected is None else gradient.mT).view(-1)[3] = value  # factors are k-major
 
 
 def matrices(module: nn.Module) -> dict[str, Tensor]:

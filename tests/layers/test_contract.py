@@ -4,7 +4,19 @@ import itertools
 
 import pytest
 import torch
-from entries import ENTRIES, every_entry, loss_of, matrices, output_of, same_tensors, snapshot, step, unchanged
+from entries import (
+    ENTRIES,
+    every_entry,
+    gradient_of,
+    loss_of,
+    matrices,
+    output_of,
+    same_tensors,
+    snapshot,
+    spoil,
+    step,
+    unchanged,
+)
 from torch import nn
 
 from unitary_layers import UnitaryModule, UpdateRule, projunn_step, retract_, unitarity_error_of
@@ -19,7 +31,10 @@ RULES = [
 THIRDS = (RULES[0], RULES[9], RULES[5]), (RULES[7], RULES[2], RULES[10])
 ALL_RULES = ("linear", "linear-complex", "rnn-modrelu")
 TRAININGS = [
-    (entry, rule) for i, entry in enumerate(ENTRIES) for rule in (RULES if entry.name in ALL_RULES else THIRDS[i % 2])
+    (entry, rule)
+    for i, entry in enumerate(ENTRIES)
+    for rule in (RULES if entry.name in ALL_RULES else THIRDS[i % 2])
+    if not (entry.factored and rule.sampler == "column")
 ]
 
 both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -136,12 +151,13 @@ def test_a_gradient_that_is_not_finite_is_refused_and_nothing_changes(entry, val
     module, x = entry.make(), entry.input()
     loss_of(module, x).backward()
     *_, last = unitary_weights(module)
-    last.parameter.grad.view(-1)[3] = value
-    gradients = {k: p.grad.clone() for k, p in module.named_parameters()}
+    spoil(last, value)
+    gradients = {k: p.grad.clone() for k, p in module.named_parameters() if p.grad is not None}
     with unchanged(module), pytest.raises(RuntimeError, match=f"finite gradient.*{last.name!r}.*got NaN or infinity"):
         projunn_step(module)
+    assert all(gradient_of(weight) is not None for weight in unitary_weights(module))
     for name, p in module.named_parameters():
-        assert torch.equal(p.grad.nan_to_num(), gradients[name].nan_to_num())
+        assert p.grad is None or torch.equal(p.grad.nan_to_num(), gradients[name].nan_to_num())
 
 
 @every_entry
@@ -149,12 +165,12 @@ def test_a_gradient_that_is_not_finite_can_be_skipped(entry):
     module, x = entry.make(update=UpdateRule(nonfinite="skip")), entry.input()
     loss_of(module, x).backward()
     *rest, last = unitary_weights(module)
-    last.parameter.grad.view(-1)[3] = torch.nan
+    spoil(last, torch.nan)
     before = matrices(module)
     projunn_step(module)
     after = matrices(module)
     assert torch.equal(after[last.name], before[last.name])
-    assert last.parameter.grad is None
+    assert gradient_of(last) is None
     assert all(not torch.equal(after[weight.name], before[weight.name]) for weight in rest)
 
 

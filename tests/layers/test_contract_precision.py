@@ -5,7 +5,18 @@ import copy
 import pytest
 import torch
 from closeness import assert_rounding
-from entries import POWER, N, every_entry, every_real_entry, loss_of, matrices, output_of, same_tensors, step
+from entries import (
+    POWER,
+    N,
+    every_entry,
+    every_real_entry,
+    gradient_of,
+    loss_of,
+    matrices,
+    output_of,
+    same_tensors,
+    step,
+)
 from torch import nn
 
 from unitary_layers import projunn_step, retract_
@@ -57,7 +68,7 @@ def test_unitary_weights_never_fall_below_float32(entry, half, wide):
     loss_of(module, entry.input(wide)).backward()
     module.half() if half == torch.float16 else module.bfloat16()
     for weight in unitary_weights(module):
-        assert weight.parameter.dtype == weight.previous.dtype == weight.parameter.grad.dtype == torch.float32
+        assert weight.parameter.dtype == weight.previous.dtype == gradient_of(weight).real.dtype == torch.float32
         assert torch.equal(weight.matrix, before[weight.name].to(weight.matrix.dtype))  # rounded to float32, no further
     assert_unitary(module)
     unitary = {id(weight.parameter) for weight in unitary_weights(module)}
@@ -116,11 +127,12 @@ def test_autocast(entry, cache):
     assert all(not torch.equal(after, before[name]) for name, after in matrices(module).items())
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's, at a graph break
 @every_entry
 def test_compiled_forward_and_gradients_are_the_same(entry, fresh_compiler):
     module, x = entry.make(), entry.input()
     twin = copy.deepcopy(module)
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    compiled = torch.compile(module, backend="eager", fullgraph=not entry.factored)
     for _ in range(2):
         expected = output_of(twin, x)
         assert_rounding(output_of(compiled, x), expected, n=N)

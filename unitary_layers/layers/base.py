@@ -10,9 +10,15 @@ from torch import Tensor, nn
 
 from ..init import INITS
 from ..linalg import nearest_unitary, unitarity_error
-from ..projunn.hook import projunn_step, retract_, unitarity_error_of
+from ..projunn.hook import drop_gradients, projunn_step, retract_, unitarity_error_of
+from ..projunn.moments import Moments
 from ..projunn.rule import UpdateRule
-from ..projunn.weight import UnitaryWeight, as_matrix, register_owner
+from ..projunn.weight import Collected, UnitaryWeight, as_matrix, register_owner
+
+HALF = (torch.float16, torch.bfloat16)
+GRADIENTS = ("dense", "factored")
+STATE = ("count", "previous", "row_moments", "column_moments")  # buffers of a weight, after its name
+FACTORED_SAMPLERS = ("lsi", "power")  # the others look at all columns of the matrix
 
 # Note [Storage]
 # A complex weight is stored as a real parameter of pairs (..., 2) and read through view_as_complex. With a native
@@ -34,6 +40,12 @@ class UnitaryMethods:
         """The largest ``|W^H W - I|_F`` (Frobenius norm) among the unitary weights, a tensor ``()``."""
         return unitarity_error_of(self)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's, and for factored gradients too; see :func:`unitary_layers.projunn.drop_gradients`."""
+        super().zero_grad(set_to_none)
+        if set_to_none:
+            drop_gradients(self)
+
     def retract_(self) -> None:
         """Replaces each unitary weight by the nearest unitary one; see :func:`unitary_layers.retract_`."""
         retract_(self)
@@ -46,6 +58,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         update: how the unitary weights move.
         init: "haar", "identity", "henaff", "cayley", or a filler of the form of :func:`unitary_layers.init.haar_`.
         dtype: real or complex floating point type of the layer; torch's default one if None.
+        gradient: "dense" (autograd leaves it in ``.grad``) or "factored"; see Note [Sampling inside backward].
 
     Attributes:
         is_complex: whether parameters are stored as real pairs; see Note [Storage].
@@ -61,7 +74,13 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         if "forward" in vars(cls):
             torch.jit.ignore(cls.forward)
 
-    def __init__(self, update: UpdateRule, init: str | Callable[..., Tensor], dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        update: UpdateRule,
+        init: str | Callable[..., Tensor],
+        dtype: torch.dtype | None,
+        gradient: str = "dense",
+    ) -> None:
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not isinstance(dtype, torch.dtype):
@@ -72,8 +91,13 @@ class UnitaryModule(UnitaryMethods, nn.Module):
             raise ValueError(f"expected update to be an UpdateRule, got {update!r}")
         if not callable(init) and init not in (inits := (*INITS, *self.extra_inits)):
             raise ValueError(f"expected init to be a function or one of {inits}, got {init!r}")
+        if gradient not in GRADIENTS:
+            raise ValueError(f"expected gradient to be one of {GRADIENTS}, got {gradient!r}")
         self.is_complex = dtype.is_complex
         self.init = init
+        self.gradient = gradient
+        self._collected: dict[str, Collected] = {}
+        self._check_sampler(update)
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
         self._update = update
         register_owner(self)
@@ -87,6 +111,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
     def update(self, rule: UpdateRule) -> None:
         if not isinstance(rule, UpdateRule):
             raise ValueError(f"expected update to be an UpdateRule, got {rule!r}")
+        self._check_sampler(rule)
         for name in self._unitary:
             self._check_rank(name, getattr(self, name), rule)
         self._update = rule
@@ -104,6 +129,8 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         self._check_rank(name, parameter, self._update)
         self.register_parameter(name, parameter)
         self._unitary[name] = stored.ndim > len(shape)
+        if self.gradient == "factored":
+            self._collected[name] = Collected()
         self.register_buffer(f"{name}_count", torch.zeros((), dtype=torch.int64, device=device))
         self._register_state(name)
 
@@ -113,24 +140,43 @@ class UnitaryModule(UnitaryMethods, nn.Module):
             filler = self.init if callable(self.init) else INITS[self.init]
         for weight in self.own_unitary_weights():
             filler(weight.matrix)
-            weight.count.zero_()
-            if weight.previous is not None:
-                weight.previous.zero_()
+            for buffer in (weight.count, weight.previous, *(weight.moments or ())):
+                if buffer is not None:
+                    buffer.zero_()
 
     def value(self, name: str, like: Tensor | None = None) -> Tensor:
         """The parameter as the real or complex tensor that it stands for, in half precision where ``like`` is."""
         value = as_matrix(getattr(self, name), self.is_complex)
-        return value.to(like.dtype) if like is not None and like.dtype in (torch.float16, torch.bfloat16) else value
+        return value.to(like.dtype) if like is not None and like.dtype in HALF else value
 
     def own_unitary_weights(self) -> Iterator[UnitaryWeight]:
         """The unitary weights that this module itself holds, without those of its children."""
-        for name, is_complex in self._unitary.items():
-            count, previous = getattr(self, f"{name}_count"), getattr(self, f"{name}_previous")
-            yield UnitaryWeight(name, getattr(self, name), is_complex, self._update, count, previous)
+        return map(self.unitary_weight, self._unitary)
+
+    def unitary_weight(self, name: str) -> UnitaryWeight:
+        """One of the unitary weights that this module itself holds, by its name."""
+        count, previous, rows, columns = (getattr(self, f"{name}_{state}") for state in STATE)
+        return UnitaryWeight(
+            name,
+            getattr(self, name),
+            self._unitary[name],
+            self._update,
+            count,
+            previous,
+            list(self._unitary).index(name),
+            None if rows is None else Moments(rows, columns),
+            self._collected.get(name),
+        )
+
+    def is_factored(self, name: str) -> bool:
+        """Whether a forward pass now is to collect the gradient of this weight and not to leave it to autograd."""
+        return self.gradient == "factored" and torch.is_grad_enabled() and getattr(self, name).requires_grad
 
     def extra_repr_of_rule(self, default_init: str) -> list[str]:
         """Those of the options shared by all layers that are not the default, for ``extra_repr``."""
-        parts = [] if self._update == UpdateRule() else [f"update={self._update}"]
+        defaults = (UpdateRule(), UpdateRule(precondition=self.gradient == "factored"))
+        parts = [] if self._update in defaults else [f"update={self._update}"]
+        parts += [] if self.gradient == "dense" else [f"gradient={self.gradient!r}"]
         return parts if self.init == default_init else [*parts, f"init={self.init!r}"]
 
     def _empty(self, shape: Sequence[int], device: Any, dtype: torch.dtype | None) -> Tensor:
@@ -142,20 +188,28 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         if rule.rank > n:
             raise ValueError(f"expected a rank of at most n = {n} for {name} (n x n), got rank={rule.rank}")
 
+    def _check_sampler(self, rule: UpdateRule) -> None:
+        if self.gradient == "factored" and rule.sampler not in FACTORED_SAMPLERS:
+            raise ValueError(
+                f'expected a sampler of {FACTORED_SAMPLERS} with gradient="factored", which forms no matrix; got '
+                f"{rule.sampler!r}"
+            )
+
     def _kept_names(self) -> list[str]:
         """The parameters and buffers that never fall below float32."""
         parameters = list(self._parameters) if self.is_complex else self._unitary
-        return [*parameters, *(f"{name}_previous" for name in self._unitary)]
+        return [*parameters, *(f"{name}_{state}" for name in self._unitary for state in STATE[1:])]
 
     def _register_state(self, name: str) -> None:
-        """The buffer of the power sampler: the left factor of its last step."""
-        previous = None
-        if self._update.sampler == "power":
-            parameter = getattr(self, name)
-            shape = list(parameter.shape)
-            shape[-2 if self._unitary[name] else -1] = self._update.rank
-            previous = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
-        self.register_buffer(f"{name}_previous", previous)
+        """The buffers of the rule: the left factor of the last step, and the moments of rows and columns."""
+        parameter, is_pairs = getattr(self, name), self._unitary[name]
+        n_dims = parameter.ndim - is_pairs
+        factor = (*parameter.shape[: n_dims - 1], self._update.rank, *parameter.shape[n_dims:])
+        shapes = [factor if self._update.sampler == "power" else None]
+        shapes += [parameter.shape[: n_dims - 1] if self._update.precondition else None] * 2
+        for state, shape in zip(STATE[1:], shapes, strict=True):
+            zeros = None if shape is None else torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+            self.register_buffer(f"{name}_{state}", zeros)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UnitaryModule":
         # Note [Storage]: what would take a weight (or a part of a complex number) below float32 only moves it.
@@ -164,13 +218,16 @@ class UnitaryModule(UnitaryMethods, nn.Module):
 
         def at_least_float32(t: Tensor) -> Tensor:
             moved = fn(t)
-            if id(t) not in protected:
-                return moved
-            if moved.dtype in (torch.float16, torch.bfloat16):
+            if moved.dtype in HALF:
                 moved = t.to(device=moved.device, dtype=torch.promote_types(moved.dtype, torch.float32))
-            return moved.contiguous()  # channels_last would permute the memory of four dimensions
+            return moved
 
-        return super()._apply(at_least_float32, recurse)
+        def on_stored(t: Tensor) -> Tensor:
+            return at_least_float32(t).contiguous() if id(t) in protected else fn(t)  # channels_last would permute
+
+        for collected in self._collected.values():
+            collected.apply_(at_least_float32)
+        return super()._apply(on_stored, recurse)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -180,7 +237,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *reports: list[str]
     ) -> None:
         for key in (prefix + name for name in self._kept_names()):  # assign=True takes a tensor as it is
-            if key in state_dict and state_dict[key].dtype in (torch.float16, torch.bfloat16):
+            if key in state_dict and state_dict[key].dtype in HALF:
                 state_dict[key] = state_dict[key].float()
         for weight in self.own_unitary_weights():
             key = prefix + weight.name
@@ -213,11 +270,12 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         """Fills in what a state dict of torch's own layer, or of another sampler, does not have."""
         device = state_dict[key].device if key in state_dict else weight.count.device
         state_dict.setdefault(f"{key}_count", _or_zeros(weight.count, device))
-        previous = f"{key}_previous"
-        if weight.previous is None:
-            state_dict.pop(previous, None)
-        elif previous not in state_dict or state_dict[previous].shape != weight.previous.shape:
-            state_dict[previous] = _or_zeros(weight.previous, device)
+        for state in STATE[1:]:
+            name, buffer = f"{key}_{state}", getattr(self, f"{weight.name}_{state}")
+            if buffer is None:
+                state_dict.pop(name, None)
+            elif name not in state_dict or state_dict[name].shape != buffer.shape:
+                state_dict[name] = _or_zeros(buffer, device)
 
 
 def _or_zeros(buffer: Tensor, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..projunn.collect import collect
 from ..projunn.rule import UpdateRule
 from .activation import make_activation
 from .base import UnitaryModule
@@ -25,10 +26,13 @@ class UnitaryRNNBase(UnitaryModule):
         nonlinearity: str | nn.Module,
         bias: bool,
         dtype: torch.dtype | None,
-        update: UpdateRule,
+        update: UpdateRule | None,
         init: str | Callable[..., Tensor],
+        gradient: str,
     ) -> None:
-        super().__init__(update, init, dtype)
+        if update is None:
+            update = UpdateRule(precondition=gradient == "factored")
+        super().__init__(update, init, dtype, gradient)
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
             if not isinstance(size, int):
                 raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
@@ -86,8 +90,10 @@ class UnitaryRNNCell(UnitaryRNNBase):
         nonlinearity: as for :class:`UnitaryRNN`.
         device: of the parameters.
         dtype: real or complex; a complex cell stores pairs of real numbers and takes complex input.
-        update: how the recurrent weight moves.
+        update: how the recurrent weight moves; ``UpdateRule()`` if None, with ``precondition=True`` where factored.
         init: how it starts: "haar", "identity", "henaff", "cayley" or a filler.
+        gradient: "dense" or "factored"; each use before a step is then sampled for itself, see Note [Sampling inside
+            backward]: for many time steps take :class:`UnitaryRNN`, which samples their sum.
 
     Shape:
         Input ``(batch, input_size)`` or ``(input_size,)``; state and output ``(batch, n)`` or ``(n,)``.
@@ -106,10 +112,11 @@ class UnitaryRNNCell(UnitaryRNNBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
+        update: UpdateRule | None = None,
         init: str | Callable[..., Tensor] = "henaff",
+        gradient: str = "dense",
     ) -> None:
-        super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init)
+        super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init, gradient)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self._new_direction(input_size, "", dd)
         self.activation = make_activation(nonlinearity, hidden_size, **dd)
@@ -138,7 +145,12 @@ class UnitaryRNNCell(UnitaryRNNBase):
             if dtype_differs(y, like):
                 raise RuntimeError(f"expected {name} of dtype {like.dtype}, got {y.dtype}")
         projected = self._project(x, "")
-        h = self.activation(torch.addmm(projected, h.to(projected.dtype), self.value("weight_hh", projected).mT))
+        h, weight = h.to(projected.dtype), self.value("weight_hh", projected)
+        if self.is_factored("weight_hh"):
+            y = torch.addmm(projected, h, weight.detach().mT)
+            h = self.activation(collect(y, self.unitary_weight("weight_hh"), h))
+        else:
+            h = self.activation(torch.addmm(projected, h, weight.mT))
         return h.squeeze(0) if input.dim() == 1 else h
 
     def extra_repr(self) -> str:

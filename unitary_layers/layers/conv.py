@@ -37,6 +37,8 @@ class OrthogonalConv2d(OrthogonalConvNd):
         init: "local" (for full support: starts as a random convolution with three taps a side), or how each matrix is
             drawn: "haar", "identity", "henaff", "cayley" or a filler. The default is "local" for full support, "haar"
             for a local kernel.
+        gradient: "dense", or for full support "factored": the fast way, in which backward leaves no ``.grad`` but
+            samples of rank k for the step; see Note [Sampling inside backward].
 
     Shape:
         Input ``(b, in_channels, h, w)`` or without b, output ``(b, out_channels, h / stride, w / stride)``.

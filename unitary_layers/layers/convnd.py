@@ -40,11 +40,17 @@ class OrthogonalConvNd(UnitaryModule):
         transform: str = "auto",
         update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
         init: str | Callable[..., Tensor] | None = None,
+        gradient: str = "dense",
     ) -> None:
         default_init = "local" if kernel_size is None else "haar"
-        super().__init__(update, default_init if init is None else init, dtype)
+        super().__init__(update, default_init if init is None else init, dtype, gradient)
         if self.is_complex:
             raise ValueError(f"expected a real dtype, got {dtype}: an orthogonal convolution maps real signals")
+        if gradient == "factored" and kernel_size is not None:
+            raise ValueError(
+                'expected gradient="dense" with a kernel_size: a local kernel is a product of small matrices, whose '
+                'gradients have no thin factors; got "factored"'
+            )
         _check_channels(in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.stride = as_sides("stride", stride, self.sides)
@@ -204,7 +210,9 @@ class OrthogonalConvNd(UnitaryModule):
         support = support_of(self._support)
         x = _batched(input, len(support.stride), self.in_channels, self.input_size)
         constants = {name: getattr(self, name) for name in support.constant_names}
-        y = support.convolve(x, self.weight, getattr(self, self._others), constants)
+        names = ("weight", self._others)
+        factored = [self.unitary_weight(n) if n in self._unitary and self.is_factored(n) else None for n in names]
+        y = support.convolve(x, self.weight, getattr(self, self._others), constants, factored)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).view(-1, *[1] * (y.ndim - 2))
         return y if input.ndim == x.ndim else y.squeeze(0)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..projunn.collect import collect
 from ..projunn.rule import UpdateRule
 from .base import UnitaryModule
 
@@ -26,6 +27,8 @@ class UnitaryLinear(UnitaryModule):
         dtype: real or complex; a complex layer stores pairs of real numbers.
         update: how the weight moves.
         init: how the weight starts: "haar", "identity", "henaff", "cayley" or a filler.
+        gradient: "dense", or "factored": the fast way, in which backward leaves no ``.grad`` but a sample of rank k for
+            the step; see Note [Sampling inside backward].
 
     Shape:
         Input ``(..., in_features)``, output ``(..., out_features)``.
@@ -54,8 +57,9 @@ class UnitaryLinear(UnitaryModule):
         *,
         update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
         init: str | Callable[..., Tensor] = "haar",
+        gradient: str = "dense",
     ) -> None:
-        super().__init__(update, init, dtype)
+        super().__init__(update, init, dtype, gradient)
         if in_features < 1 or out_features < 1:
             raise ValueError(
                 f"expected sizes of at least 1, got in_features={in_features}, out_features={out_features}"
@@ -81,7 +85,10 @@ class UnitaryLinear(UnitaryModule):
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.value("weight", like=input)[: self.out_features, : self.in_features]
-        return F.linear(input, weight, None if self.bias is None else self.value("bias"))
+        bias = None if self.bias is None else self.value("bias")
+        if not self.is_factored("weight"):
+            return F.linear(input, weight, bias)
+        return collect(F.linear(input, weight.detach(), bias), self.unitary_weight("weight"), input)
 
     def extra_repr(self) -> str:
         parts = [f"in_features={self.in_features}, out_features={self.out_features}"]

@@ -44,8 +44,10 @@ class UnitaryRNN(UnitaryRNNBase):
         bidirectional: whether a second direction runs from the end to the start.
         device: of the parameters.
         dtype: real or complex; a complex layer stores pairs of real numbers and takes complex input.
-        update: how the recurrent weights move.
+        update: how the recurrent weights move; ``UpdateRule()`` if None, with ``precondition=True`` where factored.
         init: how they start: "haar", "identity", "henaff", "cayley" or a filler.
+        gradient: "dense", or "factored": the fast way, in which backward leaves no ``.grad`` of the recurrent weights
+            but a sample of rank k for the step; see Note [Sampling inside backward].
 
     Inputs:
         input: ``(seq, batch, input_size)``, ``(seq, input_size)``, batch first if so said, or a ``PackedSequence``.
@@ -79,10 +81,11 @@ class UnitaryRNN(UnitaryRNNBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
+        update: UpdateRule | None = None,
         init: str | Callable[..., Tensor] = "henaff",
+        gradient: str = "dense",
     ) -> None:
-        super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init)
+        super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init, gradient)
         _check_options(num_layers, dropout, bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         self.num_layers = num_layers
         self.batch_first = batch_first
@@ -150,7 +153,10 @@ class UnitaryRNN(UnitaryRNNBase):
                 projected = self._project(x, suffix)
                 weight = self.value(f"weight_hh{suffix}", projected)
                 h_0 = hx[i].to(projected.dtype)
-                state, h = scan(projected, batch_sizes, h_0, weight, self.activations[i], reverse=direction == 1)
+                name = f"weight_hh{suffix}"
+                factored = self.unitary_weight(name) if self.is_factored(name) else None
+                options = {"factored": factored, "reverse": direction == 1}
+                state, h = scan(projected, batch_sizes, h_0, weight, self.activations[i], **options)
                 states.append(state)
                 h_n.append(h)
             x = torch.cat(states, dim=-1) if self.bidirectional else states[0]

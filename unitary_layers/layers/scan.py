@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..projunn.collect import Parts, collect
+from ..projunn.weight import UnitaryWeight
 from .activation import ModReLU
 
 # Note [One node for a whole sequence]
@@ -59,6 +61,7 @@ def scan(
     weight: Tensor,
     activation: nn.Module,
     *,
+    factored: UnitaryWeight | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""``h_t = activation(projected_t + h_{t-1} W^T)`` over the rows of a packed sequence.
@@ -72,16 +75,46 @@ def scan(
         h_0: ``(batch, n)``.
         weight: recurrent matrix W ``(n, n)``.
         activation: acts on ``(rows, n)``; those in ``FUSED`` run as one node.
+        factored: the weight, where backward is to collect its gradient from the factors, one product over all steps.
         reverse: run from the last time step to the first.
 
     Returns:
         All states ``(sum(batch_sizes), n)``, and the state of each sequence after its last step ``(batch, n)``.
     """
+    if factored is not None:
+        return _collected_scan(projected, batch_sizes, h_0, weight, activation, factored, reverse)
     if not is_fused(activation, weight):
         return loop(projected, batch_sizes, h_0, weight, activation, reverse=reverse)
     bias = getattr(activation, "bias", None)
     bias = None if bias is None else bias.to(projected.dtype)
     return _FusedScan.apply(projected, h_0, weight, bias, tuple(batch_sizes), type(activation), reverse)
+
+
+def _collected_scan(
+    projected: Tensor,
+    batch_sizes: Sequence[int],
+    h_0: Tensor,
+    weight: Tensor,
+    activation: nn.Module,
+    factored: UnitaryWeight,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """:func:`scan` with a constant weight, whose gradient comes from that of ``projected``: all deltas side by side."""
+    states: list[tuple[Tensor, int]] = []
+
+    def inputs() -> Parts:
+        output, version = states[0]
+        if output._version != version:
+            raise RuntimeError(
+                "expected the output of a recurrent layer unchanged until backward, but it was modified in place"
+            )
+        return _states_before(output, h_0.detach(), batch_sizes, reverse)
+
+    projected = collect(projected, factored, inputs)
+    h_0 = _Once.apply(h_0)
+    output, h_n = scan(projected, batch_sizes, h_0, weight.detach(), activation, reverse=reverse)
+    states.append((output.detach(), output._version))
+    return output, h_n
 
 
 def loop(
@@ -109,6 +142,19 @@ def loop(
         outputs.append(h)
     ended.append(h)
     return torch.cat(outputs[::-1] if reverse else outputs), torch.cat(ended[::-1])
+
+
+class _Once(torch.autograd.Function):
+    """The identity, which cannot be differentiated twice: behind it the weight is a constant to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
 
 
 class _FusedScan(torch.autograd.Function):
@@ -161,13 +207,21 @@ class _FusedScan(torch.autograd.Function):
 
 def _product_over_time(delta: Tensor, output: Tensor, h_0: Tensor, batch_sizes: Sequence[int], reverse: bool) -> Tensor:
     """``sum_t delta_t^T conj(h_{t-1})`` ``(n, n)``: the gradient of the recurrent matrix."""
+    (first, h), *rest = _states_before(output, h_0, batch_sizes, reverse)
+    product = delta[first].mT @ h.conj()
+    for rows, before in rest:
+        product.addmm_(delta[rows].mT, before.conj())
+    return product
+
+
+def _states_before(output: Tensor, h_0: Tensor, batch_sizes: Sequence[int], reverse: bool) -> Parts:
+    """The state before each row of a packed sequence: rows, and the states ``(len(rows), n)`` that belong to them."""
     batch = batch_sizes[0]
     if batch_sizes[-1] == batch:  # a padded batch: the states before are the states, one time step on
         first, rest = (slice(-batch, None), slice(None, -batch)) if reverse else (slice(batch), slice(batch, None))
-        before = output[batch:] if reverse else output[: len(output) - batch]
-        return (delta[first].mT @ h_0.conj()).addmm_(delta[rest].mT, before.conj())
-    before = torch.cat([h_0, output]).index_select(0, _rows_before(batch_sizes, reverse, output.device))
-    return delta.mT @ before.conj()
+        return [(first, h_0), (rest, output[batch:] if reverse else output[: len(output) - batch])]
+    rows = _rows_before(batch_sizes, reverse, output.device)
+    return [(slice(None), torch.cat([h_0, output]).index_select(0, rows))]
 
 
 def _rows_before(batch_sizes: Sequence[int], reverse: bool, device: torch.device) -> Tensor:

@@ -28,7 +28,10 @@ from ..linalg.spectrum import (
     real_dft_basis,
     to_bins_by_basis,
 )
+from ..projunn.collect import collect
+from ..projunn.weight import UnitaryWeight
 
+Factored = tuple[UnitaryWeight | None, UnitaryWeight | None]  # those of a layer's weights that are collected
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # Up to this many points a product with the dense basis is the faster transform; on two cores they meet at 16 x 16.
 BASIS_POINTS = 256
@@ -88,12 +91,19 @@ class FullSupport:
         values = (real_dft_basis(self.grid),) if self.transform == "basis" else bins_of(self.grid)
         return dict(zip(self.constant_names, values, strict=True))
 
-    def convolve(self, x: Tensor, weight: Tensor, pairs: Tensor | None, constants: dict[str, Tensor]) -> Tensor:
+    def convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        pairs: Tensor | None,
+        constants: dict[str, Tensor],
+        factored: Factored = (None, None),
+    ) -> Tensor:
         """``x`` ``(b, groups * in_channels, *size)`` to ``(b, groups * out_channels, *grid)``."""
         x = space_to_depth(x, self.stride)
         if self.transform == "basis":
             basis = constants["basis"].to(x.dtype)
-            bins = self._multiply(*to_bins_by_basis(x, basis, len(weight) // self.groups), weight, pairs)
+            bins = self._multiply(*to_bins_by_basis(x, basis, len(weight) // self.groups), weight, pairs, factored)
             return from_bins_by_basis(*bins, basis, self.grid)
         indices = Bins(**{name.removeprefix("bins_"): value for name, value in constants.items()})
         device = x.device.type
@@ -101,19 +111,27 @@ class FullSupport:
         dtype = torch.get_autocast_dtype(device) if casts else x.dtype
         with without_autocast(device):  # there is no FFT in bfloat16
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            bins = self._multiply(*ToBinsByFFT.apply(wide, indices), weight, pairs)
+            bins = self._multiply(*ToBinsByFFT.apply(wide, indices), weight, pairs, factored)
             return FromBinsByFFT.apply(*bins, indices, self.grid).to(dtype)
 
-    def _multiply(self, real: Tensor, z: Tensor, weight: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _multiply(
+        self, real: Tensor, z: Tensor, weight: Tensor, pairs: Tensor | None, factored: Factored
+    ) -> tuple[Tensor, Tensor]:
         """The blocks times bins ``(s, b, c)`` and ``(p, b, c, 2)``."""
         rows, columns = self.block
         real = rearrange(real, "s b (g i) -> s g b i", g=self.groups)
         z = rearrange(z, "p b (g i) z -> p g b i z", g=self.groups)
-        y = real @ weight.unflatten(0, (-1, self.groups))[..., :rows, :columns].to(real.dtype).mT
+        y = (
+            real
+            @ _constant(weight, factored[0]).unflatten(0, (-1, self.groups))[..., :rows, :columns].to(real.dtype).mT
+        )
+        y = y if factored[0] is None else collect(y, factored[0], real)
         if pairs is None:
             y_z = z.new_zeros(0, self.groups, z.size(2), rows, 2)
         else:
-            y_z = pair_matmul(z, pairs.unflatten(0, (-1, self.groups))[..., :rows, :columns, :].to(z.dtype))
+            blocks = _constant(pairs, factored[1]).unflatten(0, (-1, self.groups))[..., :rows, :columns, :]
+            y_z = pair_matmul(z, blocks.to(z.dtype))
+            y_z = y_z if factored[1] is None else collect(y_z, factored[1], z)
         return rearrange(y, "s g b o -> s b (g o)"), rearrange(y_z, "p g b o z -> p b (g o) z")
 
     def kernel(self, weight: Tensor, pairs: Tensor | None) -> Tensor:
@@ -202,7 +220,14 @@ class LocalSupport:
         """None: nothing depends on the size of the image."""
         return ()
 
-    def convolve(self, x: Tensor, weight: Tensor, shifts: Tensor | None, constants: dict[str, Tensor]) -> Tensor:
+    def convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        shifts: Tensor | None,
+        constants: dict[str, Tensor],
+        factored: Factored = (None, None),
+    ) -> Tensor:
         """``x`` ``(b, groups * in_channels, *size)`` to ``(b, groups * out_channels, *size / stride)``."""
         self._check_sides(x.shape[2:])
         kernel = self.kernel(weight, shifts).to(x.dtype)
@@ -212,6 +237,11 @@ class LocalSupport:
     def _check_sides(self, size: Sequence[int]) -> None:
         if any(n % s for n, s in zip(size, self.stride, strict=True)):
             raise ValueError(f"expected sides that are multiples of the stride {self.stride}, got {tuple(size)}")
+
+
+def _constant(weight: Tensor, factored: UnitaryWeight | None) -> Tensor:
+    """The weight as autograd is to see it; see Note [Sampling inside backward]."""
+    return weight if factored is None else weight.detach()
 
 
 Description = tuple[str, tuple]

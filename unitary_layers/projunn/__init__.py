@@ -1,9 +1,12 @@
-"""The algorithm, a file a stop of the gradient's journey: gradient, sampling, rotation, rule, weight, hook, attach."""
+"""The algorithm, a file a stop of the gradient's journey: gradient, moments, sampling, rotation, rule,
+weight, collect, hook, attach."""
 
 from .attach import AttachHandle as AttachHandle
 from .attach import attach as attach
 from .gradient import DenseGradient as DenseGradient
+from .gradient import FactoredGradient as FactoredGradient
 from .gradient import GradientOperator as GradientOperator
+from .hook import drop_gradients as drop_gradients
 from .hook import projunn_step as projunn_step
 from .hook import retract_ as retract_
 from .hook import unitarity_error_of as unitarity_error_of

@@ -9,8 +9,9 @@ from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 
+from ..linalg import LowRank
 from .gradient import DenseGradient, GradientOperator
-from .hook import projunn_step, step_from_gradients
+from .hook import Prepare, projunn_step, step_from_gradients
 from .weight import UnitaryWeight, unitary_weights
 
 
@@ -100,7 +101,7 @@ class _OptimizerHook:
         unscale = None if scale is None else _divide_by(scale)
         step_from_gradients(
             unitary_weights(self.module),
-            lambda weight: weight.rule.lr * rates.get(weight.parameter, rates[None]),
+            lambda weight: weight.rule.with_lr(weight.rule.lr * rates.get(weight.parameter, rates[None])),
             unscale,
         )
 
@@ -132,9 +133,15 @@ def _base_rate(group: dict) -> float | None:
     return float(rate)
 
 
-def _divide_by(scale: Tensor) -> Callable[[UnitaryWeight, GradientOperator], GradientOperator]:
+def _divide_by(scale: Tensor) -> Prepare:
     """Undoes the scale of ``GradScaler`` where a fused optimiser was to do it itself."""
-    return lambda weight, gradient: DenseGradient(gradient.dense() / scale.to(gradient.device))
+
+    def unscaled(weight: UnitaryWeight, gradient: GradientOperator | LowRank) -> GradientOperator | LowRank:
+        if isinstance(gradient, LowRank):
+            return gradient.scale(1 / float(scale))
+        return DenseGradient(gradient.dense() / scale.to(gradient.device))
+
+    return unscaled
 
 
 def _attach_to_optimizer(module: nn.Module, optimizer: Optimizer) -> AttachHandle:

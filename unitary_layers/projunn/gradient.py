@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 class GradientOperator(ABC):
@@ -91,3 +92,139 @@ class DenseGradient(GradientOperator):
         # A NaN or an infinity always survives a sum, which reads G once and allocates nothing; only where the sum is
         # not finite, perhaps of huge numbers, is every entry looked at.
         return bool(torch.isfinite(self.matrix.sum())) or bool(torch.isfinite(self.matrix).all())
+
+
+# Note [A gradient that is never formed]
+# For y = x W^T the gradient of W is G = delta^T conj(x), with delta, the gradient of y, and x both (rows, n): a product
+# of 2 rows n^2 operations into a new n x n buffer. A sampler asks only for G v and G^H u, which are two thin products
+# each, of 4 k rows n operations. Both stream delta and x once, row-major, and land k-major; conjugates are taken of
+# what is thin.
+
+
+@dataclass(frozen=True)
+class FactoredGradient(GradientOperator):
+    """The gradient of a linear map by its two factors; see Note [A gradient that is never formed].
+
+    Attributes:
+        delta: gradient of the output, ``(..., rows, m')``.
+        input: input of the map, ``(..., rows, n')``.
+        size: n, for a weight ``(..., n, n)`` of which the first m' rows and n' columns are used; G is zero elsewhere.
+    """
+
+    delta: Tensor
+    input: Tensor
+    size: int
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.delta.shape[:-2], self.size, self.size))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.promote_types(self.delta.dtype, torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        return self.delta.device
+
+    def matmul(self, v: Tensor) -> Tensor:
+        return self._through(self.input, self.delta, v)
+
+    def rmatmul(self, u: Tensor) -> Tensor:
+        return self._through(self.delta, self.input, u)
+
+    def _through(self, first: Tensor, second: Tensor, thin: Tensor) -> Tensor:
+        """``second^T conj(first) thin``, padded to n rows."""
+        thin = thin[..., : first.size(-1), :].to(first.dtype)
+        product = ((thin.mH @ first.mT).conj() @ second).to(self.dtype)
+        return pad(product, (0, self.size - second.size(-1))).mT
+
+    def column_norms(self) -> Tensor:
+        return DenseGradient(self.dense()).column_norms()
+
+    def dense(self) -> Tensor:
+        product = (self.delta.mT @ self.input.conj()).to(self.dtype)
+        return pad(product, (0, self.size - product.size(-1), 0, self.size - product.size(-2)))
+
+    def is_finite(self) -> bool:
+        return DenseGradient(self.delta).is_finite() and DenseGradient(self.input).is_finite()
+
+
+@dataclass(frozen=True)
+class ScaledGradient(GradientOperator):
+    """A gradient with every row and every column times a factor: ``diag(rows) G diag(columns)``.
+
+    Attributes:
+        inner: G ``(..., m, n)``.
+        rows: real ``(..., m)``.
+        columns: real ``(..., n)``.
+    """
+
+    inner: GradientOperator
+    rows: Tensor
+    columns: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.inner.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.inner.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.inner.device
+
+    def matmul(self, v: Tensor) -> Tensor:
+        return self.inner.matmul(v * self.columns.unsqueeze(-1)) * self.rows.unsqueeze(-1)
+
+    def rmatmul(self, u: Tensor) -> Tensor:
+        return self.inner.rmatmul(u * self.rows.unsqueeze(-1)) * self.columns.unsqueeze(-1)
+
+    def column_norms(self) -> Tensor:
+        return DenseGradient(self.dense()).column_norms()
+
+    def dense(self) -> Tensor:
+        return self.rows.unsqueeze(-1) * self.inner.dense() * self.columns.unsqueeze(-2)
+
+    def is_finite(self) -> bool:
+        return self.inner.is_finite()
+
+
+@dataclass(frozen=True)
+class SummedGradient(GradientOperator):
+    """The sum of gradients of one shape, dtype and device.
+
+    Attributes:
+        parts: one or more.
+    """
+
+    parts: tuple[GradientOperator, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.parts[0].shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
+    def matmul(self, v: Tensor) -> Tensor:
+        return sum((part.matmul(v).mT for part in self.parts[1:]), self.parts[0].matmul(v).mT).mT
+
+    def rmatmul(self, u: Tensor) -> Tensor:
+        return sum((part.rmatmul(u).mT for part in self.parts[1:]), self.parts[0].rmatmul(u).mT).mT
+
+    def column_norms(self) -> Tensor:
+        return DenseGradient(self.dense()).column_norms()
+
+    def dense(self) -> Tensor:
+        return sum((part.dense() for part in self.parts[1:]), self.parts[0].dense())
+
+    def is_finite(self) -> bool:
+        return all(part.is_finite() for part in self.parts)

@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 from ..linalg import LowRank, nearest_unitary, unitarity_error
 from .gradient import GradientOperator
-from .rule import UpdateRule
-from .weight import UnitaryWeight, as_matrix, unitary_weights
+from .rule import Sample, UpdateRule
+from .sampling import recompressed
+from .weight import UnitaryWeight, unitary_weights
 
 
 @dataclass(frozen=True)
 class Step:
-    """A weight, the direction it is to go against, and the rule for it."""
+    """A weight, the direction it is to go against (a low-rank one has been sampled already), and the rule for it."""
 
     weight: UnitaryWeight
-    direction: GradientOperator
+    direction: GradientOperator | LowRank
     rule: UpdateRule
 
 
@@ -36,59 +37,68 @@ def projunn_step(module: nn.Module, *, lr_scale: float = 1.0) -> None:
         RuntimeError: if a gradient has a NaN or an infinity (unless its rule says "skip"), naming the weight; then no
             weight was changed and all gradients are still there.
     """
-    step_from_gradients(unitary_weights(module), lambda weight: weight.rule.lr * lr_scale)
+    step_from_gradients(unitary_weights(module), lambda weight: weight.rule.with_lr(weight.rule.lr * lr_scale))
+
+
+Prepare = Callable[[UnitaryWeight, GradientOperator | LowRank], GradientOperator | LowRank]
 
 
 def step_from_gradients(
-    weights: Iterable[UnitaryWeight],
-    lr: Callable[[UnitaryWeight], float],
-    prepare: Callable[[UnitaryWeight, GradientOperator], GradientOperator] | None = None,
+    weights: Iterable[UnitaryWeight], rule: Callable[[UnitaryWeight], UpdateRule], prepare: Prepare | None = None
 ) -> None:
-    """Moves those of the weights that have a gradient at the learning rate ``lr(weight)``, then drops the gradients.
+    """Moves those of the weights that have a gradient by ``rule(weight)``, then drops the gradients.
 
     ``prepare`` turns a gradient into the direction to go against, after all gradients have been found to be finite.
     """
     with torch.no_grad():
         pairs = [(weight, gradient) for weight in weights if (gradient := weight.gradient) is not None]
         finite = [(weight, gradient) for weight, gradient in pairs if _is_usable(weight, gradient)]
-        rules = [weight.rule.with_lr(lr(weight)) for weight, _ in finite]
+        rules = [rule(weight) for weight, _ in finite]
         if prepare is not None:
             finite = [(weight, prepare(weight, gradient)) for weight, gradient in finite]
         take([Step(weight, direction, rule) for (weight, direction), rule in zip(finite, rules, strict=True)])
         for weight, _ in pairs:
-            weight.parameter.grad = None
+            weight.drop_gradient()
 
 
 def take(steps: list[Step]) -> None:
     """Takes steps. All changes are computed, thin, before the first is written: an error leaves all weights alone."""
-    changes = []
-    for step in steps:
-        weight = step.weight
-        generator = step.rule.generator(weight.index, int(weight.count), weight.parameter.device)
-        previous = None if weight.previous is None else as_matrix(weight.previous, weight.is_complex)
-        changes.append(step.rule.change(weight.matrix, step.direction, generator, previous))
-    for step, (change, sample) in zip(steps, changes, strict=True):
+    samples = [_sample(step) for step in steps]
+    changes = [
+        step.rule.change(step.weight.matrix, sample.low_rank) for step, sample in zip(steps, samples, strict=True)
+    ]
+    for step, change, sample in zip(steps, changes, samples, strict=True):
         _write(step, change, sample)
 
 
-def _is_usable(weight: UnitaryWeight, gradient: GradientOperator) -> bool:
+def _sample(step: Step) -> Sample:
+    weight, rule = step.weight, step.rule
+    if isinstance(step.direction, LowRank):
+        return Sample(recompressed(step.direction, rule.rank), weight.collected.probes)
+    return rule.sample(step.direction, weight.key, weight.previous_factor, weight.moments)
+
+
+def _is_usable(weight: UnitaryWeight, gradient: GradientOperator | LowRank) -> bool:
     """Whether the gradient is finite; False if it is not and is to be skipped."""
-    if gradient.is_finite():
+    if all(torch.isfinite(f).all() for f in gradient) if isinstance(gradient, LowRank) else gradient.is_finite():
         return True
     if weight.rule.nonfinite == "skip":
         return False
     raise RuntimeError(
-        f"expected a finite gradient of the unitary weight {weight.name!r} {tuple(gradient.shape)}, got NaN or "
+        f"expected a finite gradient of the unitary weight {weight.name!r} {tuple(weight.matrix.shape)}, got NaN or "
         'infinity; no unitary weight was changed (UpdateRule(nonfinite="skip") leaves such a weight out instead)'
     )
 
 
-def _write(step: Step, change: LowRank, sample: LowRank) -> None:
+def _write(step: Step, change: LowRank, sample: Sample) -> None:
     weight = step.weight
     add_low_rank_(weight.matrix, change)
     weight.count.add_(1)
     if weight.previous is not None:
-        as_matrix(weight.previous, weight.is_complex).copy_(sample.left)
+        weight.previous_factor.copy_(sample.low_rank.left)
+    if sample.probes is not None:
+        for buffer, new in zip(weight.moments, step.rule.averaged(weight.moments, sample.probes), strict=True):
+            buffer.copy_(new)
     period = step.rule.retract_period(weight.matrix.size(-1))
     if period and int(weight.count) % period == 0:
         weight.matrix.copy_(nearest_unitary(weight.matrix))
@@ -101,6 +111,17 @@ def add_low_rank_(matrix: Tensor, change: LowRank) -> None:
     else:
         left, right = (factor.flatten(end_dim=-3) for factor in change)
         matrix.view(-1, *matrix.shape[-2:]).baddbmm_(left, right.mH)
+
+
+def drop_gradients(module: nn.Module) -> None:
+    """Forgets the gradients of all unitary weights of a module tree.
+
+    ``optimizer.zero_grad()`` reaches ``.grad`` but not a factored gradient; each step drops both, and so do
+    ``zero_grad()`` of the layers and models here and of ``ProjUNN``. It is needed where a backward is not followed by
+    a step.
+    """
+    for weight in unitary_weights(module):
+        weight.drop_gradient()
 
 
 @torch.no_grad()

@@ -2,16 +2,30 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..linalg import LowRank
 from .gradient import GradientOperator
+from .moments import Moments, Probes, preconditioned, probe
 from .rotation import VARIANTS, rotation
 from .sampling import SAMPLERS
 
 NONFINITE = ("raise", "skip")
+
+
+class Sample(NamedTuple):
+    """What a rule has seen of a gradient.
+
+    Attributes:
+        low_rank: the matrix of rank k that stands for it.
+        probes: what its moments are estimated from; None without ``precondition``.
+    """
+
+    low_rank: LowRank
+    probes: Probes | None
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,9 @@ class UpdateRule:
         retract_every: steps between two repairs of the rounding drift; 0 for never, None for max(1000, n), which costs
             less than a tenth of the steps.
         nonfinite: what to do with a gradient that has a NaN or an infinity: "raise" an error, or "skip" the weight.
+        precondition: whether to divide the gradient by the root of the second moments of its rows and columns, RMSprop
+            with a state of 2n numbers; see Note [Preconditioning without a matrix]. lr is then near a step length.
+        alpha: factor of the old average of the moments.
 
     Raises:
         ValueError: for a value out of range.
@@ -48,6 +65,8 @@ class UpdateRule:
     seed: int = 0
     retract_every: int | None = None
     nonfinite: str = "raise"
+    precondition: bool = False
+    alpha: float = 0.99
 
     def __post_init__(self) -> None:
         for name, choices in (("variant", VARIANTS), ("sampler", SAMPLERS), ("nonfinite", NONFINITE)):
@@ -59,6 +78,8 @@ class UpdateRule:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"expected {name} to be an integer of at least {least}, got {value!r}")
+        if not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha < 1:
+            raise ValueError(f"expected alpha in [0, 1), got {self.alpha!r}")
         if not isinstance(self.lr, (int, float)) or not (math.isfinite(self.lr) and self.lr >= 0):
             raise ValueError(f"expected lr to be a finite number of at least 0, got {self.lr!r}")
 
@@ -71,30 +92,43 @@ class UpdateRule:
         # A retraction costs seven rounds of 4 n^3 operations in float64, a step moves some 6 n^2 numbers.
         return max(1000, n) if self.retract_every is None else self.retract_every
 
-    def generator(self, index: int, count: int, device: torch.device) -> torch.Generator:
+    def generator(self, index: int, count: int, device: torch.device, stream: int = 0) -> torch.Generator:
         """The random numbers of one step: a function of (seed, index of the weight, step count) and nothing else."""
-        return torch.Generator(device).manual_seed(_mix(self.seed, index, count))
+        key = (self.seed, index, count, stream) if stream else (self.seed, index, count)
+        return torch.Generator(device).manual_seed(_mix(*key))
 
-    def change(
+    def sample(
         self,
-        weight: Tensor,
         gradient: GradientOperator,
-        generator: torch.Generator,
+        key: tuple[int, int],
         previous: Tensor | None = None,
-    ) -> tuple[LowRank, LowRank]:
-        """One step, not yet written.
+        moments: Moments | None = None,
+        probes: Probes | None = None,
+    ) -> Sample:
+        """The matrix of rank k that stands for a gradient, preconditioned if the rule says so.
 
         Args:
-            weight: unitary ``(..., n, n)``.
-            gradient: its gradient G, as an operator of the same shape.
-            generator: from :meth:`generator`.
+            gradient: as an operator ``(..., n, n)``.
+            key: index of the weight and its step count.
             previous: left factor ``(..., n, k)`` of the step before; only the power sampler looks at it.
-
-        Returns:
-            The change of the weight ``(..., n, n)``, and the sampled gradient ``G_k`` that it came from.
+            moments: running average before this step, for a rule with ``precondition``.
+            probes: of the other parts of a gradient that comes in parts.
         """
-        sample = SAMPLERS[self.sampler](gradient, self.rank, generator, previous)
-        return rotation(weight, sample.scale(-self.lr), self.variant), sample
+        device = gradient.device
+        if self.precondition:
+            found = probe(gradient, self.generator(*key, device, stream=1))
+            probes = found if probes is None else Probes(probes.rows + found.rows, probes.columns + found.columns)
+            gradient = preconditioned(gradient, self.averaged(moments, probes))
+        low_rank = SAMPLERS[self.sampler](gradient, self.rank, self.generator(*key, device), previous)
+        return Sample(low_rank, probes)
+
+    def averaged(self, moments: Moments, probes: Probes) -> Moments:
+        """The running average of the moments after a gradient that was seen through these probes."""
+        return moments.averaged(probes.moments(), self.alpha)
+
+    def change(self, weight: Tensor, sample: LowRank) -> LowRank:
+        """The change ``(..., n, n)`` of a unitary weight for a sampled gradient, not yet written."""
+        return rotation(weight, sample.scale(-self.lr), self.variant)
 
 
 # Note [Random numbers by key]

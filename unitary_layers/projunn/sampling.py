@@ -115,6 +115,22 @@ def low_rank(matrix: Tensor, rank: int, sampler: str = "lsi", generator: torch.G
     return SAMPLERS[sampler](gradient, rank, generator, None)
 
 
+def recompressed(matrix: LowRank, rank: int) -> LowRank:
+    """The best approximation of rank k of a sum of thin factors, without forming it; ``matrix`` itself if it is thin.
+
+    Factors ``(..., n, c)`` cost two QR decompositions of them and the singular values of a c x c matrix.
+    """
+    if matrix.rank <= rank:
+        return matrix
+    left, right = (torch.linalg.qr(unit_columns(factor)) for factor in matrix)
+    scales = [factor.abs().amax(dim=-2, keepdim=True) for factor in matrix]
+    core = (left.R * scales[0]) @ (right.R * scales[1]).mH
+    largest = _one_where_zero(core.abs().amax(dim=(-2, -1), keepdim=True))
+    u, s, vh = torch.linalg.svd(core / largest, full_matrices=False)
+    kept = u[..., :rank] * (s[..., None, :rank] * largest)
+    return LowRank(k_major(left.Q @ kept), k_major(right.Q @ vh[..., :rank, :].mH))
+
+
 def _half_power_step(gradient: GradientOperator, start: Tensor) -> LowRank:
     """``G V V^H`` with V an orthonormal basis of ``G^H start``; ``start`` is k-major ``(..., m, k)``."""
     right = orthonormal_basis(gradient.rmatmul(start))

@@ -2,15 +2,43 @@
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from ..linalg import LowRank
 from .gradient import DenseGradient, GradientOperator
+from .moments import Moments, Probes
 from .rule import UpdateRule
+
+
+class Collected:
+    """The sampled gradient of one weight between its backward passes and its step, where it takes the place of .grad.
+
+    Attributes:
+        low_rank: the sum over the uses of the weight so far, or None.
+        probes: the sum of theirs, for a rule with ``precondition``.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything, as ``zero_grad`` does."""
+        self.low_rank: LowRank | None = None
+        self.probes: Probes | None = None
+
+    def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Applies a function of real tensors to each, as ``nn.Module._apply`` does; to complex ones as pairs."""
+
+        def moved(t: Tensor) -> Tensor:
+            return torch.view_as_complex(fn(torch.view_as_real(t))) if t.is_complex() else fn(t)
+
+        self.low_rank = None if self.low_rank is None else LowRank(*map(moved, self.low_rank))
+        self.probes = None if self.probes is None else Probes(*map(moved, self.probes))
 
 
 @dataclass(frozen=True)
@@ -25,6 +53,8 @@ class UnitaryWeight:
         count: int64 buffer ``()``, number of its steps so far.
         previous: buffer of the shape of a left factor for the power sampler, stored as the parameter is; or None.
         index: position among the unitary weights of that tree, part of the key of its random numbers.
+        moments: buffers ``(..., n)`` of a rule with ``precondition``, or None.
+        collected: the place of its sampled gradient, in a layer with ``gradient="factored"``; else None.
     """
 
     name: str
@@ -34,6 +64,13 @@ class UnitaryWeight:
     count: Tensor
     previous: Tensor | None = None
     index: int = 0
+    moments: Moments | None = None
+    collected: Collected | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What the random numbers of the next step depend on, next to the seed."""
+        return self.index, int(self.count)
 
     @property
     def matrix(self) -> Tensor:
@@ -41,11 +78,26 @@ class UnitaryWeight:
         return as_matrix(self.parameter.detach(), self.is_complex)
 
     @property
-    def gradient(self) -> GradientOperator | None:
-        """The gradient of :attr:`matrix`; None where there is none, or where the weight is frozen."""
-        if self.parameter.grad is None or not self.parameter.requires_grad:
+    def previous_factor(self) -> Tensor | None:
+        """The left factor of the step before ``(..., n, k)``, for the power sampler."""
+        return None if self.previous is None else as_matrix(self.previous, self.is_complex)
+
+    @property
+    def gradient(self) -> GradientOperator | LowRank | None:
+        """The gradient of :attr:`matrix`, already sampled if it is factored; None where there is none, or if frozen."""
+        if not self.parameter.requires_grad:
+            return None
+        if self.collected is not None and self.collected.low_rank is not None:
+            return self.collected.low_rank
+        if self.parameter.grad is None:
             return None
         return DenseGradient(as_matrix(self.parameter.grad.detach().contiguous(), self.is_complex))
+
+    def drop_gradient(self) -> None:
+        """Forgets the gradient, as ``zero_grad`` does."""
+        self.parameter.grad = None
+        if self.collected is not None:
+            self.collected.clear()
 
 
 @runtime_checkable

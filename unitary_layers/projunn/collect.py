@@ -1,0 +1,110 @@
+"""The factored gradient: sampled inside backward, where its factors are at hand, and never formed as a matrix."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..linalg import LowRank
+from ..linalg.lowrank import k_major
+from .gradient import FactoredGradient, GradientOperator, SummedGradient
+from .sampling import recompressed
+from .weight import UnitaryWeight, as_matrix
+
+# Note [Sampling inside backward]
+# To autograd the weight of a factored layer is a constant, and a second, empty term is added to the output:
+#     y = x W.detach()^T + tap(W)
+# The gradient of y flows through to x, and, where gradients of parameters are wanted, to the tap, which samples
+# G = delta^T conj(x) to rank k, adds that to the weight's ``Collected`` and returns no gradient. So loss.backward()
+# fills what the step needs, torch.autograd.grad(loss, x) leaves it alone, a hook on the parameter fires as usual, and
+# delta and x are freed as always: what stays is O(k n).
+# Several uses of a weight before a step (time steps of a cell, micro-batches) are sampled one by one with the same
+# random numbers and their factors put side by side; beyond 4 k + 4 columns the sum is cut to that by its singular
+# values. Against sampling the sum of the gradients this makes an error of at most the sum of the parts' own sampling
+# errors; with a rank of at least the rows of each part there is none but rounding.
+# It cannot be differentiated twice and says so.
+
+
+Parts = Sequence[tuple[slice, Tensor]]  # rows of delta, and the inputs (rows, n') that belong to them
+
+
+@torch.compiler.disable  # backward changes the state of a module, which a compiled graph may not
+def collect(y: Tensor, weight: UnitaryWeight, input: Tensor | Callable[[], Parts]) -> Tensor:
+    """Returns ``y``, linear in a weight that it was computed from as a constant; backward samples its gradient.
+
+    Args:
+        y: ``input @ W^T`` ``(..., rows, m)``, and whatever was added to it; modified in place, for autograd alone.
+        weight: the factored weight, ``(..., n, n)`` with n >= m.
+        input: ``(..., rows, n')`` with n' <= n; or a function that returns it in backward, in parts.
+    """
+    kept = input if callable(input) else input.detach()
+    return _Join.apply(y, _Tap.apply(weight.parameter, weight, kept, y.detach()))
+
+
+class _Tap(torch.autograd.Function):
+    """Zeros of the shape of y, without memory, whose gradient is sampled."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, parameter: Tensor, weight: UnitaryWeight, input: Tensor | Callable[[], Parts], like: Tensor
+    ) -> Tensor:
+        ctx.weight, ctx.parts = weight, input if callable(input) else None
+        if ctx.parts is None:
+            ctx.save_for_backward(input)
+        return like.new_zeros(()).expand(like.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, delta: Tensor) -> tuple[None, None, None, None]:
+        if ctx.parts is None:
+            gradient = operator_of(ctx.weight, delta, *ctx.saved_tensors)
+        else:
+            gradient = SummedGradient(tuple(operator_of(ctx.weight, delta[rows], x) for rows, x in ctx.parts()))
+        add_gradient(ctx.weight, gradient)
+        return None, None, None, None
+
+
+class _Join(torch.autograd.Function):
+    """y, to which a tap has been added."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, tap: Tensor) -> Tensor:
+        if y._is_view():
+            return y.view_as(y)
+        ctx.mark_dirty(y)  # and so not a view, which would refuse the in-place activation of a user
+        return y
+
+    @staticmethod
+    @once_differentiable  # a second derivative would miss the weight, which is a constant to autograd
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, Tensor]:
+        return delta, delta
+
+
+def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
+    """Samples a gradient and adds it to what its weight has collected; see Note [Sampling inside backward]."""
+    collected, rule = weight.collected, weight.rule
+    sample = rule.sample(gradient, weight.key, weight.previous_factor, weight.moments, collected.probes)
+    collected.probes = sample.probes
+    if collected.low_rank is None:
+        collected.low_rank = sample.low_rank
+        return
+    both = zip(collected.low_rank, sample.low_rank, strict=True)
+    total = LowRank(*(k_major(torch.cat(factors, dim=-1)) for factors in both))
+    collected.low_rank = recompressed(total, 4 * rule.rank + 4)
+
+
+def operator_of(weight: UnitaryWeight, delta: Tensor, input: Tensor) -> FactoredGradient:
+    """The gradient with the batch dimensions of the weight, and pairs (re, im) as complex numbers."""
+    if weight.is_complex and not delta.is_complex():
+        delta, input = (torch.view_as_complex(_at_least_float32(x).contiguous()) for x in (delta, input))
+    if delta.dtype != input.dtype:  # under autocast
+        delta, input = _at_least_float32(delta), _at_least_float32(input)
+    batch = as_matrix(weight.parameter, weight.is_complex).shape[:-2]
+    delta, input = (x.reshape(*batch, -1, x.size(-1)) for x in (delta, input))
+    return FactoredGradient(delta, input, weight.matrix.size(-1))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
