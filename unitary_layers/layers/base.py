@@ -1,6 +1,5 @@
 """What every module with unitary weights shares: how they are stored, found, loaded, moved and stepped."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -9,15 +8,13 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ..init import INITS
-from ..linalg import nearest_unitary, unitarity_error
 from ..projunn.hook import drop_gradients, projunn_step, retract_, unitarity_error_of
 from ..projunn.moments import Moments
 from ..projunn.rule import UpdateRule
 from ..projunn.weight import Collected, UnitaryWeight, as_matrix, register_owner
+from .loading import HALF, STATE, UnitaryLoading
 
-HALF = (torch.float16, torch.bfloat16)
 GRADIENTS = ("dense", "factored")
-STATE = ("count", "previous", "row_moments", "column_moments")  # buffers of a weight, after its name
 FACTORED_SAMPLERS = ("lsi", "power")  # the others look at all columns of the matrix
 
 # Note [Storage]
@@ -51,7 +48,7 @@ class UnitaryMethods:
         retract_(self)
 
 
-class UnitaryModule(UnitaryMethods, nn.Module):
+class UnitaryModule(UnitaryMethods, UnitaryLoading):
     """Base of the layers: registers unitary parameters and keeps them unitary through what torch does to a module.
 
     Args:
@@ -168,10 +165,6 @@ class UnitaryModule(UnitaryMethods, nn.Module):
             self._collected.get(name),
         )
 
-    def is_factored(self, name: str) -> bool:
-        """Whether a forward pass now is to collect the gradient of this weight and not to leave it to autograd."""
-        return self.gradient == "factored" and torch.is_grad_enabled() and getattr(self, name).requires_grad
-
     def extra_repr_of_rule(self, default_init: str) -> list[str]:
         """Those of the options shared by all layers that are not the default, for ``extra_repr``."""
         defaults = (UpdateRule(), UpdateRule(precondition=self.gradient == "factored"))
@@ -233,56 +226,11 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         super().__setstate__(state)
         register_owner(self)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *reports: list[str]
-    ) -> None:
-        for key in (prefix + name for name in self._kept_names()):  # assign=True takes a tensor as it is
-            if key in state_dict and state_dict[key].dtype in HALF:
-                state_dict[key] = state_dict[key].float()
-        for weight in self.own_unitary_weights():
-            key = prefix + weight.name
-            if key in state_dict and state_dict[key].shape == weight.parameter.shape:
-                state_dict[key] = self._checked(key, state_dict[key], weight, reports[-1])
-            self._complete(state_dict, key, weight)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *reports)
 
-    def _checked(self, key: str, loaded: Tensor, weight: UnitaryWeight, errors: list[str]) -> Tensor:
-        """What to load for a unitary weight: itself, the nearest unitary one, or (with an error) the present one."""
-        if loaded.is_meta:
-            return loaded
-        stored = loaded.detach().contiguous()
-        matrix = as_matrix(stored, weight.is_complex)
-        if not torch.isfinite(matrix).all():
-            errors.append(f"expected a finite unitary weight {key!r}, got NaN or infinity; it was not loaded")
-            return weight.parameter.detach()
-        error, tolerance = float(unitarity_error(matrix).amax()), load_tolerance(weight)
-        if error <= tolerance:
-            return loaded if loaded.is_contiguous() else stored
-        warnings.warn(
-            f"the loaded weight {key!r} is not unitary: expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}; "
-            "the nearest unitary matrix is used instead",
-            stacklevel=2,
-        )
-        nearest = nearest_unitary(matrix.to(weight.matrix.dtype))
-        return torch.view_as_real(nearest) if weight.is_complex else nearest
-
-    def _complete(self, state_dict: dict[str, Any], key: str, weight: UnitaryWeight) -> None:
-        """Fills in what a state dict of torch's own layer, or of another sampler, does not have."""
-        device = state_dict[key].device if key in state_dict else weight.count.device
-        state_dict.setdefault(f"{key}_count", _or_zeros(weight.count, device))
-        for state in STATE[1:]:
-            name, buffer = f"{key}_{state}", getattr(self, f"{weight.name}_{state}")
-            if buffer is None:
-                state_dict.pop(name, None)
-            elif name not in state_dict or state_dict[name].shape != buffer.shape:
-                state_dict[name] = _or_zeros(buffer, device)
-
-
-def _or_zeros(buffer: Tensor, device: torch.device) -> Tensor:
-    """The buffer itself, or zeros where it is on the meta device and so has no values."""
-    return torch.zeros_like(buffer, device=device) if buffer.is_meta else buffer
-
-
-def load_tolerance(weight: UnitaryWeight) -> float:
-    """The ``|W^H W - I|_F`` up to which a loaded matrix counts as unitary: 10 n eps of the layer's precision."""
-    return 10 * weight.matrix.size(-1) * torch.finfo(weight.parameter.dtype).eps
+def factored_weight(module: nn.Module, name: str) -> UnitaryWeight | None:
+    """The weight of a layer if a forward pass now is to collect its gradient and not to leave it to autograd."""
+    # A scripted layer is not a UnitaryModule; its gradients are dense.
+    if not isinstance(module, UnitaryModule) or module.gradient == "dense" or not torch.is_grad_enabled():
+        return None
+    parameter = getattr(module, name)
+    return module.unitary_weight(name) if parameter is not None and parameter.requires_grad else None

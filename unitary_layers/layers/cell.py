@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..projunn.collect import collect
 from ..projunn.rule import UpdateRule
 from .activation import make_activation
-from .base import UnitaryModule
+from .base import UnitaryModule, factored_weight
 
 NONLINEARITIES = ("tanh", "relu", "modrelu", "identity")
 
@@ -146,11 +146,11 @@ class UnitaryRNNCell(UnitaryRNNBase):
                 raise RuntimeError(f"expected {name} of dtype {like.dtype}, got {y.dtype}")
         projected = self._project(x, "")
         h, weight = h.to(projected.dtype), self.value("weight_hh", projected)
-        if self.is_factored("weight_hh"):
-            y = torch.addmm(projected, h, weight.detach().mT)
-            h = self.activation(collect(y, self.unitary_weight("weight_hh"), h))
+        if (factored := factored_weight(self, "weight_hh")) is None:
+            y = torch.addmm(projected, h, weight.mT)
         else:
-            h = self.activation(torch.addmm(projected, h, weight.mT))
+            y = collect(torch.addmm(projected, h, weight.detach().mT), factored, h)
+        h = self.activation(y)
         return h.squeeze(0) if input.dim() == 1 else h
 
     def extra_repr(self) -> str:

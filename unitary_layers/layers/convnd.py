@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..init import haar_
 from ..projunn.rule import UpdateRule
-from .base import UnitaryModule
+from .base import UnitaryModule, factored_weight
 from .support import BASIS_POINTS, FullSupport, LocalSupport, described, support_of
 
 Sides = int | Sequence[int]
@@ -210,8 +210,7 @@ class OrthogonalConvNd(UnitaryModule):
         support = support_of(self._support)
         x = _batched(input, len(support.stride), self.in_channels, self.input_size)
         constants = {name: getattr(self, name) for name in support.constant_names}
-        names = ("weight", self._others)
-        factored = [self.unitary_weight(n) if n in self._unitary and self.is_factored(n) else None for n in names]
+        factored = (factored_weight(self, "weight"), factored_weight(self, self._others))
         y = support.convolve(x, self.weight, getattr(self, self._others), constants, factored)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).view(-1, *[1] * (y.ndim - 2))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..projunn.collect import collect
 from ..projunn.rule import UpdateRule
-from .base import UnitaryModule
+from .base import UnitaryModule, factored_weight
 
 
 class UnitaryLinear(UnitaryModule):
@@ -86,9 +86,9 @@ class UnitaryLinear(UnitaryModule):
     def forward(self, input: Tensor) -> Tensor:
         weight = self.value("weight", like=input)[: self.out_features, : self.in_features]
         bias = None if self.bias is None else self.value("bias")
-        if not self.is_factored("weight"):
+        if (factored := factored_weight(self, "weight")) is None:
             return F.linear(input, weight, bias)
-        return collect(F.linear(input, weight.detach(), bias), self.unitary_weight("weight"), input)
+        return collect(F.linear(input, weight.detach(), bias), factored, input)
 
     def extra_repr(self) -> str:
         parts = [f"in_features={self.in_features}, out_features={self.out_features}"]

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..projunn.rule import UpdateRule
 from .activation import make_activation
+from .base import factored_weight
 from .cell import UnitaryRNNBase, dtype_differs
 from .scan import scan
 
@@ -153,9 +154,7 @@ class UnitaryRNN(UnitaryRNNBase):
                 projected = self._project(x, suffix)
                 weight = self.value(f"weight_hh{suffix}", projected)
                 h_0 = hx[i].to(projected.dtype)
-                name = f"weight_hh{suffix}"
-                factored = self.unitary_weight(name) if self.is_factored(name) else None
-                options = {"factored": factored, "reverse": direction == 1}
+                options = {"factored": factored_weight(self, f"weight_hh{suffix}"), "reverse": direction == 1}
                 state, h = scan(projected, batch_sizes, h_0, weight, self.activations[i], **options)
                 states.append(state)
                 h_n.append(h)
