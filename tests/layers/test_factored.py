@@ -67,7 +67,7 @@ def matrices(module):
 
 def assert_same_weights(a, b):
     for mine, theirs in zip(matrices(a), matrices(b), strict=True):
-        assert_rounding(mine, theirs, n=100 * N * N)
+        assert_rounding(mine, theirs, n=1000 * N * N)
 
 
 @every_case

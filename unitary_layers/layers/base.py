@@ -11,11 +11,11 @@ from ..init import INITS
 from ..projunn.hook import drop_gradients, projunn_step, retract_, unitarity_error_of
 from ..projunn.moments import Moments
 from ..projunn.rule import UpdateRule
+from ..projunn.sampling import LINEAR_SAMPLERS
 from ..projunn.weight import Collected, UnitaryWeight, as_matrix, register_owner
 from .loading import HALF, STATE, UnitaryLoading
 
 GRADIENTS = ("dense", "factored")
-FACTORED_SAMPLERS = ("lsi", "power")  # the others look at all columns of the matrix
 
 # Note [Storage]
 # A complex weight is stored as a real parameter of pairs (..., 2) and read through view_as_complex. With a native
@@ -182,9 +182,9 @@ class UnitaryModule(UnitaryMethods, UnitaryLoading):
             raise ValueError(f"expected a rank of at most n = {n} for {name} (n x n), got rank={rule.rank}")
 
     def _check_sampler(self, rule: UpdateRule) -> None:
-        if self.gradient == "factored" and rule.sampler not in FACTORED_SAMPLERS:
+        if self.gradient == "factored" and rule.sampler not in LINEAR_SAMPLERS:
             raise ValueError(
-                f'expected a sampler of {FACTORED_SAMPLERS} with gradient="factored", which forms no matrix; got '
+                f'expected a sampler of {LINEAR_SAMPLERS} with gradient="factored", which forms no matrix; got '
                 f"{rule.sampler!r}"
             )
 

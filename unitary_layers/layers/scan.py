@@ -132,16 +132,21 @@ def loop(
     outputs, ended = [], []
     h = h_0[: steps[-1 if reverse else 0].size(0)]
     for x in reversed(steps) if reverse else steps:
-        alive = x.size(0)
-        if alive < h.size(0):  # forwards, the shortest sequences end
-            ended.append(h[alive:])
-            h = h[:alive]
-        elif alive > h.size(0):  # backwards, they begin
-            h = torch.cat([h, h_0[h.size(0) : alive]])
+        h = _alive(h, x.size(0), h_0, ended)
         h = activation(torch.addmm(x, h, transposed))
         outputs.append(h)
     ended.append(h)
     return torch.cat(outputs[::-1] if reverse else outputs), torch.cat(ended[::-1])
+
+
+def _alive(h: Tensor, alive: int, h_0: Tensor, ended: list[Tensor]) -> Tensor:
+    """The states of those sequences that are alive at the next step, of those at this one."""
+    if alive < h.size(0):  # forwards, the shortest sequences end
+        ended.append(h[alive:])
+        return h[:alive]
+    if alive > h.size(0):  # backwards, they begin
+        return torch.cat([h, h_0[h.size(0) : alive]])
+    return h
 
 
 class _Once(torch.autograd.Function):
@@ -171,14 +176,16 @@ class _FusedScan(torch.autograd.Function):
         kind: type[nn.Module],
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
-        h, transposed = h_0.clone(), weight.mT
+        transposed, ended = weight.mT, []
         output = torch.empty_like(projected)
         steps = list(zip(projected.split(batch_sizes), output.split(batch_sizes), strict=True))
+        h = h_0[: batch_sizes[-1 if reverse else 0]]
         for x, y in reversed(steps) if reverse else steps:
-            alive = h[: x.size(0)]
-            torch.addmm(x, alive, transposed, out=y)
+            h = _alive(h, x.size(0), h_0, ended)
+            torch.addmm(x, h, transposed, out=y)
             FUSED[kind].activate_(y, bias)
-            alive.copy_(y)
+            h = y
+        h = torch.cat([h, *ended[::-1]])
         ctx.save_for_backward(h_0, weight, output)
         ctx.set_materialize_grads(False)  # whoever reads only one of the outputs pays for no zeros
         ctx.batch_sizes, ctx.kind, ctx.reverse = batch_sizes, kind, reverse

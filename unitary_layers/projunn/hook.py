@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..linalg import LowRank, nearest_unitary, unitarity_error
 from .gradient import GradientOperator
 from .rule import Sample, UpdateRule
-from .sampling import recompressed
+from .sampling import LINEAR_SAMPLERS, recompressed
 from .weight import UnitaryWeight, unitary_weights
 
 
@@ -52,22 +52,34 @@ def step_from_gradients(
     """
     with torch.no_grad():
         pairs = [(weight, gradient) for weight in weights if (gradient := weight.gradient) is not None]
-        finite = [(weight, gradient) for weight, gradient in pairs if _is_usable(weight, gradient)]
-        rules = [rule(weight) for weight, _ in finite]
-        if prepare is not None:
-            finite = [(weight, prepare(weight, gradient)) for weight, gradient in finite]
-        take([Step(weight, direction, rule) for (weight, direction), rule in zip(finite, rules, strict=True)])
+        if prepare is None:
+            steps = [Step(weight, gradient, rule(weight)) for weight, gradient in pairs]
+        else:
+            finite = [(weight, gradient) for weight, gradient in pairs if _is_usable(weight, _is_finite(gradient))]
+            steps = [Step(weight, prepare(weight, gradient), rule(weight)) for weight, gradient in finite]
+        take(steps)
         for weight, _ in pairs:
             weight.drop_gradient()
 
 
+# Note [A sample tells whether a gradient is finite]
+# A NaN or an infinity of G survives the product with a Gaussian matrix and the products that follow, so that looking at
+# the thin factors is enough and G is read once less. Only where a decomposition of more than that refuses it (the
+# samplers "column" and "svd"), or where something changes its state by G first, is G itself looked at.
+
+
 def take(steps: list[Step]) -> None:
     """Takes steps. All changes are computed, thin, before the first is written: an error leaves all weights alone."""
-    samples = [_sample(step) for step in steps]
-    changes = [
-        step.rule.change(step.weight.matrix, sample.low_rank) for step, sample in zip(steps, samples, strict=True)
-    ]
-    for step, change, sample in zip(steps, changes, samples, strict=True):
+    pairs = []
+    for step in steps:
+        before = isinstance(step.direction, LowRank) or step.rule.sampler not in LINEAR_SAMPLERS
+        if before and not _is_usable(step.weight, _is_finite(step.direction)):
+            continue
+        sample = _sample(step)
+        if before or _is_usable(step.weight, _is_finite(sample.low_rank)):
+            pairs.append((step, sample))
+    changes = [step.rule.change(step.weight.matrix, sample.low_rank) for step, sample in pairs]
+    for (step, sample), change in zip(pairs, changes, strict=True):
         _write(step, change, sample)
 
 
@@ -78,9 +90,15 @@ def _sample(step: Step) -> Sample:
     return rule.sample(step.direction, weight.key, weight.previous_factor, weight.moments)
 
 
-def _is_usable(weight: UnitaryWeight, gradient: GradientOperator | LowRank) -> bool:
-    """Whether the gradient is finite; False if it is not and is to be skipped."""
-    if all(torch.isfinite(f).all() for f in gradient) if isinstance(gradient, LowRank) else gradient.is_finite():
+def _is_finite(gradient: GradientOperator | LowRank) -> bool:
+    if isinstance(gradient, LowRank):
+        return all(torch.isfinite(factor).all() for factor in gradient)
+    return gradient.is_finite()
+
+
+def _is_usable(weight: UnitaryWeight, finite: bool) -> bool:
+    """Whether to go on with a gradient; False if it is not finite and is to be skipped."""
+    if finite:
         return True
     if weight.rule.nonfinite == "skip":
         return False

@@ -87,6 +87,8 @@ def svd(
 
 SAMPLERS: MappingProxyType[str, Sampler] = MappingProxyType({"lsi": lsi, "column": column, "power": power, "svd": svd})
 
+LINEAR_SAMPLERS = ("lsi", "power")  # those that ask for thin products alone
+
 
 def low_rank(matrix: Tensor, rank: int, sampler: str = "lsi", generator: torch.Generator | None = None) -> LowRank:
     """Approximates a matrix by one of rank k, ``matrix ~ left @ right^H``.
