@@ -101,3 +101,19 @@ def test_script_writes_a_table_in_which_proofs_are_below_attacks(tmp_path: Path)
 def test_bad_options_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match="--attacked must be at least 1, got 0"):
         certified.main(["--attacked", "0", "--out", str(tmp_path)])
+
+
+def test_networks_see_pixels_that_are_not_standardised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def first_batches(args, kind, loaders):
+        seen.extend(next(iter(loader))[0] for loader in loaders[:2])
+        raise InterruptedError
+
+    monkeypatch.setattr(certified, "train", first_batches)
+    with pytest.raises(InterruptedError):
+        certified.main(["--quick", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)])
+    assert len(seen) == 2
+    for images in seen:
+        assert images.min() == 0
+        assert images.max() == 1

@@ -1,0 +1,131 @@
+"""Prints the tables of what a unitary layer costs, and writes them as CSV and PNG.
+
+`python examples/benchmarks/run.py` takes about ten minutes on two cores; `--quick` one. Ratios are to the base of each
+case, measured in turns with it: absolute times of a shared machine mean little. Peers are timed where they are
+installed (`pip install -e ".[bench]"`).
+"""
+
+import argparse
+import csv
+import math
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, fields
+from itertools import chain
+from pathlib import Path
+
+import cases
+import timm
+import torch
+from cases import Row
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import unitary_layers
+
+CASES = ("update", "linear", "rnn", "conv", "memory")
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--only", nargs="+", choices=CASES, default=CASES, help="cases to run")
+    options.add_argument("--quick", action="store_true", help="small sizes, few repetitions, no peers")
+    options.add_argument("--repetitions", type=int, default=15, help="turns of each case")
+    options.add_argument("--threads", type=int, help="CPU threads; torch's own choice if not given")
+    options.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="CSV and PNG go here")
+    return options
+
+
+def hardware() -> str:
+    """Versions and machine, for the head of every table."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return (
+        f"unitary_layers {unitary_layers.__version__}, torch {torch.__version__}, timm {timm.__version__}, "
+        f"Python {platform.python_version()}, {device}, {platform.machine()}, float32"
+    )
+
+
+def tables(only: Iterable[str], quick: bool, repetitions: int) -> Iterator[Iterator[Row]]:
+    """The rows of every case, one size after another."""
+    peers = {"with_peers": not quick}
+    found = {
+        "update": (
+            *(cases.update(n, repetitions, **peers) for n in ((64, 128) if quick else (128, 256, 512, 1024, 2048))),
+            *(() if quick else (cases.update(4096, repetitions, with_peers=False),)),
+            *(cases.update(n, repetitions, torch.complex64) for n in ((64,) if quick else (512, 2048))),
+            cases.many(4 if quick else 100, 64, repetitions),
+        ),
+        "linear": [
+            cases.linear(n, rows, repetitions, with_peers=not quick and n == 1024)
+            for n, rows in (((64, 32),) if quick else ((512, 128), (1024, 128), (2048, 128), (2048, 512), (4096, 128)))
+        ],
+        "rnn": [
+            cases.recurrent(width, math.ceil(repetitions / 3), steps)
+            for width, steps in (((16, 20),) if quick else ((170, 784), (512, 784)))
+        ],
+        "conv": [
+            cases.convolution(c, s, math.ceil(repetitions / 2), **peers)
+            for c, s in (((8, 4),) if quick else ((256, 8), (128, 16), (64, 32)))
+        ],
+        "memory": [cases.memory(*size) for size in (((64, 32),) if quick else ((1024, 128), (2048, 128)))],
+    }
+    return chain.from_iterable(found[case] for case in only)
+
+
+def markdown(rows: list[Row]) -> str:
+    lines = ["| case | size | by | ms | ratio | to |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        time = "" if math.isnan(row.milliseconds) else f"{row.milliseconds:.3g}"
+        lines.append(f"| {row.case} | {row.size} | {row.name} | {time} | {row.ratio:.2f} | {row.base} |")
+    return "\n".join(lines)
+
+
+def slopes(rows: list[Row]) -> Iterator[str]:
+    """Growth of the update alone: log time over log n between the two largest sizes that are a factor 4 apart."""
+    for name in ("projUNN k=1", "projUNN k=4", "projUNN k=16"):
+        times = {int(r.size): r.milliseconds for r in rows if r.case == "update" and r.name == name}
+        pairs = [(n, 8 * n) for n in sorted(times) if 8 * n in times]
+        if pairs:
+            small, large = pairs[-1]
+            slope = math.log(times[large] / times[small]) / math.log(large / small)
+            yield f"update alone, {name}: time grows as n^{slope:.2f} from n = {small} to {large}"
+
+
+def write(rows: list[Row], head: str, folder: Path) -> None:
+    """``benchmarks.csv`` and ``benchmarks.png`` into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "benchmarks.csv.part"
+    with temporary.open("w", newline="") as file:
+        file.write(f"# {head}\n")
+        csv.writer(file).writerows([[field.name for field in fields(Row)], *map(astuple, rows)])
+    os.replace(temporary, folder / "benchmarks.csv")
+    steps = [row for row in rows if row.case in ("linear", "rnn", "conv") and row.name in ("dense", "factored")]
+    figure = Figure(figsize=(8, 1 + 0.3 * len(steps)), layout="constrained")
+    axes = figure.subplots()
+    labels = [f"{row.case} {row.size}, {row.name}" for row in steps]
+    axes.barh(labels, [row.ratio for row in steps], color=["C0" if row.name == "factored" else "C7" for row in steps])
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.invert_yaxis()
+    axes.set_xlabel("time of a training step over that of torch's unconstrained layer and SGD")
+    figure.savefig(folder / "benchmarks.png", dpi=120)
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    options = parser().parse_args(arguments)
+    if options.repetitions < 1:
+        raise SystemExit(f"expected --repetitions of at least 1, got {options.repetitions}")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    rows: list[Row] = []
+    head = hardware()
+    for table in tqdm(list(tables(options.only, options.quick, options.repetitions)), unit="table"):
+        rows += table
+        write(rows, head, options.out)
+    print(head, markdown(rows), *slopes(rows), sep="\n")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
