@@ -218,6 +218,9 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("attacked", "attack_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    for name in ("mixup", "model_kwargs"):
+        if getattr(args, name, None):
+            raise ValueError(f"--{name.replace('_', '-')} does not fit the certified network and its loss of margins")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     loaders = make_loaders(args, standardise=False)

@@ -101,6 +101,8 @@ def test_script_writes_a_table_in_which_proofs_are_below_attacks(tmp_path: Path)
 def test_bad_options_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match="--attacked must be at least 1, got 0"):
         certified.main(["--attacked", "0", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="--mixup does not fit"):
+        certified.main(["--mixup", "0.2", "--out", str(tmp_path)])
 
 
 def test_networks_see_pixels_that_are_not_standardised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
