@@ -16,7 +16,7 @@ from .projunn.gradient import DenseGradient, GradientOperator
 from .projunn.hook import step_from_gradients
 from .projunn.moments import Moments, preconditioned, probe
 from .projunn.rule import UpdateRule
-from .projunn.weight import UnitaryWeight, as_matrix, weights_of
+from .projunn.weight import UnitaryWeight, as_matrix, clear_collected, weights_of
 
 DIRECTIONS = ("plain", "momentum", "rmsprop", "moments")
 BASES: dict[str, type[Optimizer]] = {"rmsprop": RMSprop, "sgd": SGD, "adamw": AdamW}
@@ -140,9 +140,7 @@ class ProjUNN(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, and for factored gradients too."""
         super().zero_grad(set_to_none)
-        for weight in weights_of(p for group in self.param_groups for p in group["params"]).values():
-            if weight.collected is not None:
-                weight.collected.clear()
+        clear_collected(weights_of(p for group in self.param_groups for p in group["params"]).values())
 
     def _direction(
         self, weight: UnitaryWeight, gradient: GradientOperator | LowRank, group: dict[str, Any]

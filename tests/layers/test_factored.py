@@ -67,7 +67,7 @@ def matrices(module):
 
 def assert_same_weights(a, b):
     for mine, theirs in zip(matrices(a), matrices(b), strict=True):
-        assert_rounding(mine, theirs, n=1000 * N * N)
+        assert_rounding(mine, theirs, n=100 * N * N)
 
 
 @every_case
@@ -76,11 +76,12 @@ def assert_same_weights(a, b):
 def test_the_step_is_that_of_the_dense_gradient(build, shape, dtype, variant, rule):
     dense, factored = twins(build, dtype, update=UpdateRule(variant, lr=0.1, **rule))
     for _ in range(3):
+        factored.load_state_dict(dense.state_dict())  # so that each step is compared by itself
         x = torch.randn(shape, dtype=dtype)
         a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
         loss_of(dense, a).backward()
         loss_of(factored, b).backward()
-        assert_rounding(b.grad, a.grad, n=1000 * N * N)
+        assert_rounding(b.grad, a.grad, n=100 * N)
         assert all(weight.parameter.grad is None for weight in unitary_weights(factored))
         before = matrices(factored)
         projunn_step(dense)
@@ -88,7 +89,7 @@ def test_the_step_is_that_of_the_dense_gradient(build, shape, dtype, variant, ru
         assert_same_weights(factored, dense)
         assert all(not torch.equal(w, old) for w, old in zip(matrices(factored), before, strict=True))
         for name, buffer in dense.named_buffers():
-            assert_rounding(factored.get_buffer(name).double(), buffer.double(), n=100_000 * N)
+            assert_rounding(factored.get_buffer(name).double(), buffer.double(), n=1000 * N)
 
 
 @every_case
@@ -165,7 +166,13 @@ def test_zero_grad_forgets():
     x = torch.randn(ROWS, N)
     layer = UnitaryLinear(N, N, gradient="factored")
     model = nn.Sequential(layer)
-    for forget in (layer.zero_grad, ProjUNN(layer.parameters()).zero_grad, lambda: drop_gradients(model)):
+    keeping_zeros = lambda: layer.zero_grad(set_to_none=False)  # noqa: E731
+    for forget in (
+        layer.zero_grad,
+        keeping_zeros,
+        ProjUNN(layer.parameters()).zero_grad,
+        lambda: drop_gradients(model),
+    ):
         loss_of(layer, x).backward()
         assert layer.unitary_weight("weight").gradient is not None
         forget()

@@ -8,12 +8,12 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ..init import INITS
-from ..projunn.hook import drop_gradients, projunn_step, retract_, unitarity_error_of
+from ..projunn.hook import projunn_step, retract_, unitarity_error_of
 from ..projunn.moments import Moments
 from ..projunn.rule import UpdateRule
 from ..projunn.sampling import LINEAR_SAMPLERS
-from ..projunn.weight import Collected, UnitaryWeight, as_matrix, register_owner
-from .loading import HALF, STATE, UnitaryLoading
+from ..projunn.weight import Collected, UnitaryWeight, as_matrix, clear_collected, register_owner, unitary_weights
+from .loading import HALF, STATE, prepare_state
 
 GRADIENTS = ("dense", "factored")
 
@@ -27,7 +27,7 @@ GRADIENTS = ("dense", "factored")
 
 
 class UnitaryMethods:
-    """The three methods of every layer and model with unitary weights somewhere in its module tree."""
+    """The methods of every layer and model with unitary weights somewhere in its module tree."""
 
     def projunn_step(self, *, lr_scale: float = 1.0) -> None:
         """Moves the unitary weights by their gradients; see :func:`unitary_layers.projunn_step`."""
@@ -40,15 +40,14 @@ class UnitaryMethods:
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, and for factored gradients too; see :func:`unitary_layers.projunn.drop_gradients`."""
         super().zero_grad(set_to_none)
-        if set_to_none:
-            drop_gradients(self)
+        clear_collected(unitary_weights(self))
 
     def retract_(self) -> None:
         """Replaces each unitary weight by the nearest unitary one; see :func:`unitary_layers.retract_`."""
         retract_(self)
 
 
-class UnitaryModule(UnitaryMethods, UnitaryLoading):
+class UnitaryModule(UnitaryMethods, nn.Module):
     """Base of the layers: registers unitary parameters and keeps them unitary through what torch does to a module.
 
     Args:
@@ -225,6 +224,12 @@ class UnitaryModule(UnitaryMethods, UnitaryLoading):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         register_owner(self)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *reports: list[str]
+    ) -> None:
+        prepare_state(state_dict, prefix, self._kept_names(), self.own_unitary_weights(), reports[-1])
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *reports)
 
 
 def factored_weight(module: nn.Module, name: str) -> UnitaryWeight | None:

@@ -121,10 +121,8 @@ class FullSupport:
         rows, columns = self.block
         real = rearrange(real, "s b (g i) -> s g b i", g=self.groups)
         z = rearrange(z, "p b (g i) z -> p g b i z", g=self.groups)
-        y = (
-            real
-            @ _constant(weight, factored[0]).unflatten(0, (-1, self.groups))[..., :rows, :columns].to(real.dtype).mT
-        )
+        blocks = _constant(weight, factored[0]).unflatten(0, (-1, self.groups))[..., :rows, :columns]
+        y = real @ blocks.to(real.dtype).mT
         y = y if factored[0] is None else collect(y, factored[0], real)
         if pairs is None:
             y_z = z.new_zeros(0, self.groups, z.size(2), rows, 2)

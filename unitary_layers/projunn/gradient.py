@@ -38,9 +38,11 @@ class GradientOperator(ABC):
     def rmatmul(self, u: Tensor) -> Tensor:
         """``G^H u`` ``(..., n, k)`` of a k-major ``u`` ``(..., m, k)``."""
 
-    @abstractmethod
     def column_norms(self) -> Tensor:
-        """Euclidean norms of the columns, float64 ``(..., n)``."""
+        """Euclidean norms of the columns, float64 ``(..., n)``; forms G."""
+        # float64, because the squares of 1e-30 and of 1e30 leave the range of float32.
+        dtype = torch.complex128 if self.dtype.is_complex else torch.float64
+        return torch.linalg.vector_norm(self.dense(), dim=-2, dtype=dtype).double()
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -79,11 +81,6 @@ class DenseGradient(GradientOperator):
     def rmatmul(self, u: Tensor) -> Tensor:
         # (u^H G)^H and not G^H u: a row-major G is streamed once; see Note [Thin factors are k-major].
         return (u.mH @ self.matrix).mH
-
-    def column_norms(self) -> Tensor:
-        # float64, because the squares of 1e-30 and of 1e30 leave the range of float32.
-        dtype = torch.complex128 if self.matrix.is_complex() else torch.float64
-        return torch.linalg.vector_norm(self.matrix, dim=-2, dtype=dtype).double()
 
     def dense(self) -> Tensor:
         return self.matrix
@@ -147,9 +144,6 @@ class FactoredGradient(GradientOperator):
             product = _thin_product(*chunks, thin.expand(whole // CHUNK, -1, -1)).sum(0) + product
         return pad(product.to(self.dtype), (0, self.size - second.size(-1))).mT
 
-    def column_norms(self) -> Tensor:
-        return DenseGradient(self.dense()).column_norms()
-
     def dense(self) -> Tensor:
         product = (self.delta.mT @ self.input.conj()).to(self.dtype)
         return pad(product, (0, self.size - product.size(-1), 0, self.size - product.size(-2)))
@@ -195,9 +189,6 @@ class ScaledGradient(GradientOperator):
     def rmatmul(self, u: Tensor) -> Tensor:
         return self.inner.rmatmul(u * self.rows.unsqueeze(-1)) * self.columns.unsqueeze(-1)
 
-    def column_norms(self) -> Tensor:
-        return DenseGradient(self.dense()).column_norms()
-
     def dense(self) -> Tensor:
         return self.rows.unsqueeze(-1) * self.inner.dense() * self.columns.unsqueeze(-2)
 
@@ -232,9 +223,6 @@ class SummedGradient(GradientOperator):
 
     def rmatmul(self, u: Tensor) -> Tensor:
         return sum((part.rmatmul(u).mT for part in self.parts[1:]), self.parts[0].rmatmul(u).mT).mT
-
-    def column_norms(self) -> Tensor:
-        return DenseGradient(self.dense()).column_norms()
 
     def dense(self) -> Tensor:
         return sum((part.dense() for part in self.parts[1:]), self.parts[0].dense())

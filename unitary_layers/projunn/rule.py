@@ -113,8 +113,13 @@ class UpdateRule:
             previous: left factor ``(..., n, k)`` of the step before; only the power sampler looks at it.
             moments: running average before this step, for a rule with ``precondition``.
             probes: of the other parts of a gradient that comes in parts.
+
+        Raises:
+            ValueError: for a rule with ``precondition`` and no moments.
         """
         device = gradient.device
+        if self.precondition and moments is None:
+            raise ValueError("expected the moments of the weight for a rule with precondition=True, got None")
         if self.precondition:
             found = probe(gradient, self.generator(*key, device, stream=1))
             probes = found if probes is None else Probes(probes.rows + found.rows, probes.columns + found.columns)

@@ -96,8 +96,7 @@ class UnitaryWeight:
     def drop_gradient(self) -> None:
         """Forgets the gradient, as ``zero_grad`` does."""
         self.parameter.grad = None
-        if self.collected is not None:
-            self.collected.clear()
+        clear_collected([self])
 
 
 @runtime_checkable
@@ -125,6 +124,13 @@ def unitary_weights(module: nn.Module) -> Iterator[UnitaryWeight]:
                 name = f"{prefix}.{weight.name}" if prefix else weight.name
                 yield replace(weight, name=name, index=len(seen))
                 seen.add(id(weight.parameter))
+
+
+def clear_collected(weights: Iterable[UnitaryWeight]) -> None:
+    """Forgets the sampled gradients of factored weights, and leaves ``.grad`` alone."""
+    for weight in weights:
+        if weight.collected is not None:
+            weight.collected.clear()
 
 
 # Note [How an optimiser knows a unitary weight]
