@@ -32,9 +32,10 @@ def recurrent_layer(
     nonlinearity: str | None,
     init: str,
     update: dict[str, object],
+    gradient: str,
     forget_bias: float,
 ) -> nn.Module:
-    """The layer of one kind; `init` and `update` concern unitary alone, `forget_bias` lstm alone."""
+    """The layer of one kind; `init`, `update` and `gradient` concern unitary alone, `forget_bias` lstm alone."""
     if kind not in KINDS:
         raise ValueError(f"model must be one of {KINDS}, got {kind!r}")
     if nonlinearity is None:
@@ -42,8 +43,10 @@ def recurrent_layer(
     if kind == "unitary":
         from unitary_layers import UnitaryRNN, UpdateRule  # here, so that the baselines need torch alone
 
-        rule = UpdateRule(**update)
-        return UnitaryRNN(input_size, hidden_size, nonlinearity=nonlinearity, update=rule, init=init)
+        # A dense gradient gets its preconditioner, elementwise RMSprop, from the optimiser.
+        rule = UpdateRule(precondition=gradient == "factored", **update)
+        options = {"nonlinearity": nonlinearity, "update": rule, "gradient": gradient, "init": init}
+        return UnitaryRNN(input_size, hidden_size, **options)
     if kind == "rnn":
         if nonlinearity not in ("relu", "tanh"):
             raise ValueError(f"nn.RNN knows the nonlinearities 'relu' and 'tanh', got {nonlinearity!r}")
@@ -63,6 +66,7 @@ class SequenceModel(nn.Module):
         nonlinearity: "relu", "tanh"; for "unitary" also "modrelu" and "identity"; None for `DEFAULT_NONLINEARITY`.
         init: how the unitary recurrent weight starts: "haar", "identity", "henaff" or "cayley".
         update: keywords of `UpdateRule` for "unitary": variant, rank, sampler.
+        gradient: of the unitary recurrent weight, "dense" or "factored".
         forget_bias: forget-gate bias of "lstm".
     """
 
@@ -77,6 +81,7 @@ class SequenceModel(nn.Module):
         nonlinearity: str | None = None,
         init: str = "henaff",
         update: dict[str, object] | None = None,
+        gradient: str = "dense",
         forget_bias: float = 1.0,
     ) -> None:
         super().__init__()
@@ -89,6 +94,7 @@ class SequenceModel(nn.Module):
             nonlinearity=nonlinearity,
             init=init,
             update=update or {},
+            gradient=gradient,
             forget_bias=forget_bias,
         )
         self.readout = nn.Linear(hidden_size, output_size)

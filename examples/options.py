@@ -41,6 +41,7 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
     add("--rank", type=int, default=1, help="rank k of projUNN's update")
     add("--variant", choices=("D", "T"), default="T", help="projUNN's update: direct (D) or tangent (T)")
     add("--sampler", default="lsi", help="low-rank sampler: lsi, column, power, svd")
+    add("--gradient", choices=("dense", "factored"), default="dense", help="of the unitary weight: matrix or factors")
     add("--lr", type=number, default=3e-3, help="learning rate of RMSprop")
     add("--unitary-lr-scale", type=number, default=1 / 32, help="learning rate of the unitary weights over lr")
     add("--schedule", choices=("constant", "cosine"), default="constant", help="learning rate over the run")
@@ -66,6 +67,8 @@ def prepare(args: argparse.Namespace) -> argparse.Namespace:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if args.clip is not None and not args.clip > 0:
         raise ValueError(f"--clip must be positive, got {args.clip}")
+    if args.clip is not None and args.gradient == "factored":
+        raise ValueError("--clip needs the gradient as a matrix, expected --gradient dense, got factored")
     if args.nonlinearity is None:
         args.nonlinearity = DEFAULT_NONLINEARITY[args.model]
     if args.threads is not None:

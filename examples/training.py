@@ -37,6 +37,7 @@ def build_model(args: argparse.Namespace, task: Task) -> SequenceModel:
         nonlinearity=args.nonlinearity,
         init=args.init,
         update={"variant": args.variant, "rank": args.rank, "sampler": args.sampler},
+        gradient=args.gradient,
         forget_bias=args.forget_bias,
     )
     return model.to(args.device)

@@ -57,6 +57,7 @@ BAD_OPTIONS = [
     ("--rank 0", "--rank must be at least 1"),
     ("--rank 7", "rank"),
     ("--clip 0", "--clip must be positive"),
+    ("--clip 1 --gradient factored", "--clip needs the gradient as a matrix"),
     ("--delay 0", "delay must be at least 1"),
     ("--lr -1", "lr|learning rate"),
     ("--unitary-lr-scale -1", "unitary_lr_scale"),

@@ -52,11 +52,11 @@ def assert_same_run(first: Trainer, second: Trainer) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, "unitary --gradient factored"])
 def test_resuming_continues_bit_for_bit(
     trainer_of: Callable[..., Trainer], tmp_path: Path, model: str, schedule: str
 ) -> None:
-    options = ("--model", model, "--schedule", schedule)
+    options = ("--model", *model.split(), "--schedule", schedule)
     whole = trainer_of(*options, "--out", str(tmp_path / "whole"))
     whole.run()
     interrupted = trainer_of(*options)
