@@ -81,7 +81,7 @@ class Slow:
             self.square = 0.99 * self.square + 0.01 * (g.real**2 + g.imag**2 if g.is_complex() else g**2)
             g = g / (self.square.sqrt() + 1e-8)
         rule = self.layer.update
-        a, b = SAMPLERS[rule.sampler](DenseGradient(g), rule.rank, rule.generator(0, self.count, g.device), None)
+        a, b = SAMPLERS[rule.sampler](DenseGradient(g), rule.rank, rule.streams([(0, self.count)], g.device), None)
         self.weight = {"D": projunn_d, "T": projunn_t}[rule.variant](self.weight, -self.lr * a, b)
         self.count += 1
 

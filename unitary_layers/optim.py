@@ -163,7 +163,7 @@ class ProjUNN(Optimizer):
 
     def _preconditioned(self, weight: UnitaryWeight, gradient: GradientOperator, alpha: float) -> GradientOperator:
         state = self.state[weight.parameter]
-        new = probe(gradient, weight.rule.generator(*weight.key, gradient.device, stream=1)).moments()
+        new = probe(gradient, weight.rule.streams([weight.key], gradient.device, stream=1)).moments()
         zeros = Moments(*map(torch.zeros_like, new))
         old = Moments(*(state.get(f"{name}_moments", zero) for name, zero in zip(Moments._fields, zeros, strict=True)))
         moments = old.averaged(new, alpha)

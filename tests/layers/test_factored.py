@@ -119,7 +119,7 @@ def test_micro_batches_add_up(precondition):
             projunn_step(module)
         assert_same_weights(factored, dense)
     else:
-        twin = probe(DenseGradient(dense.weight.grad), dense.update.generator(0, 0, torch.device("cpu"), stream=1))
+        twin = probe(DenseGradient(dense.weight.grad), dense.update.streams([(0, 0)], torch.device("cpu"), stream=1))
         assert_rounding(total.probes.rows, twin.rows, n=100 * N)
 
 

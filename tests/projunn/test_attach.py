@@ -219,7 +219,8 @@ def test_backward_with_reentrant_checkpointing_steps_each_weight_once():
     nets[1](x).square().sum().backward()
     projunn_step(nets[1])
     assert [int(layer.weight_count) for layer in nets[0]] == [1, 1, 1]
-    assert all(torch.equal(a.weight, b.weight) for a, b in zip(*nets, strict=True))
+    for a, b in zip(*nets, strict=True):  # to rounding: there the weights move one by one, here as a batch
+        torch.testing.assert_close(a.weight, b.weight, rtol=0, atol=10 * 6 * torch.finfo(torch.float32).eps)
 
 
 def test_what_cannot_be_attached_is_refused():

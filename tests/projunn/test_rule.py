@@ -8,6 +8,7 @@ import torch
 from unitary_layers import UpdateRule
 from unitary_layers.linalg import haar_unitary
 from unitary_layers.projunn import DenseGradient, projunn_d, projunn_t
+from unitary_layers.projunn.noise import noise
 
 CPU = torch.device("cpu")
 
@@ -50,7 +51,7 @@ def test_a_rule_is_a_value():
 def test_a_change_is_a_step_against_the_sampled_gradient(variant, function, dtype):
     rule = UpdateRule(variant, rank=3, lr=0.2)
     w, g = haar_unitary(6, dtype=dtype), torch.randn(6, 6, dtype=dtype)
-    sample = rule.sample(DenseGradient(g), (0, 0)).low_rank
+    sample = rule.sample(DenseGradient(g), [(0, 0)]).low_rank
     change = rule.change(w, sample)
     torch.testing.assert_close(w + change.matrix(), function(w, -0.2 * sample.left, sample.right))
 
@@ -61,15 +62,19 @@ def test_a_step_goes_down():
         for variant in ("D", "T"):
             w, a = haar_unitary(5, dtype=dtype), torch.randn(5, 5, dtype=dtype)
             rule = UpdateRule(variant, rank=5, sampler="svd", lr=1e-3)
-            change = rule.change(w, rule.sample(DenseGradient(a), (0, 0)).low_rank)
+            change = rule.change(w, rule.sample(DenseGradient(a), [(0, 0)]).low_rank)
             tangent = (a - w @ a.mH @ w) / 2
             went = (a.conj() * change.matrix()).sum().real
             torch.testing.assert_close(went, -1e-3 * tangent.abs().square().sum(), rtol=0.02, atol=0)
 
 
+def drawn(rule: UpdateRule, keys: list[tuple[int, int]], *shape: int) -> torch.Tensor:
+    return noise(torch.randn, shape, torch.empty(0), rule.streams(keys, CPU))
+
+
 def test_random_numbers_are_a_function_of_the_key():
     def draw(seed: int, index: int, count: int) -> tuple[float, ...]:
-        return tuple(torch.randn(4, generator=UpdateRule(seed=seed).generator(index, count, CPU)).tolist())
+        return tuple(drawn(UpdateRule(seed=seed), [(index, count)], 4).tolist())
 
     keys = [(s, i, c) for s in (0, 1, 2**40) for i in (0, 1, 2) for c in (0, 1, 2, 3)]
     draws = {draw(*key) for key in keys}
@@ -77,8 +82,14 @@ def test_random_numbers_are_a_function_of_the_key():
     assert draw(0, 1, 2) == draw(0, 1, 2)
 
 
+def test_random_numbers_of_a_weight_do_not_depend_on_its_company():
+    rule, keys = UpdateRule(seed=3), [(0, 5), (4, 1), (7, 0)]
+    together = drawn(rule, keys, 3, 2, 20)
+    assert all(torch.equal(entry, drawn(rule, [key], 2, 20)) for entry, key in zip(together, keys, strict=True))
+
+
 def test_consecutive_steps_are_uncorrelated():
-    draws = torch.stack([torch.randn(50, generator=UpdateRule().generator(0, c, CPU)) for c in range(200)])
+    draws = torch.stack([drawn(UpdateRule(), [(0, c)], 50) for c in range(200)])
     correlation = (draws[1:] * draws[:-1]).mean()
     assert abs(correlation) < 4 / (199 * 50) ** 0.5
 

@@ -151,7 +151,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
 
     def unitary_weight(self, name: str) -> UnitaryWeight:
         """One of the unitary weights that this module itself holds, by its name."""
-        count, previous, rows, columns = (getattr(self, f"{name}_{state}") for state in STATE)
+        count, previous, rows, columns = (self._buffers[f"{name}_{state}"] for state in STATE)
         return UnitaryWeight(
             name,
             getattr(self, name),

@@ -48,8 +48,8 @@ def unit_columns(x: Tensor) -> Tensor:
     """
     if x.size(-2) == 0:
         return x
-    largest = x.abs().amax(dim=-2, keepdim=True)
-    return x / torch.where(largest == 0, 1, largest)
+    largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=-2, keepdim=True)
+    return x / largest.clamp_min(torch.finfo(largest.dtype).tiny)
 
 
 def orthonormal_basis(x: Tensor) -> Tensor:
@@ -57,6 +57,9 @@ def orthonormal_basis(x: Tensor) -> Tensor:
 
     A rank-deficient ``x``, even zero, gives a full set of orthonormal columns all the same: Householder reflections
     are unitary whether or not there is something to reflect.
+
+    LAPACK takes the matrices of a batch one by one, a microsecond each where they are thin; reflections written down in
+    calls for the whole batch were measured two to six times slower.
 
     Args:
         x: ``(..., n, m)``, real or complex.

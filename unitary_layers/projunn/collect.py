@@ -85,7 +85,7 @@ class _Join(torch.autograd.Function):
 def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
     """Samples a gradient and adds it to what its weight has collected; see Note [Sampling inside backward]."""
     collected, rule = weight.collected, weight.rule
-    sample = rule.sample(gradient, weight.key, weight.previous_factor, weight.moments, collected.probes)
+    sample = rule.sample(gradient, [weight.key], weight.previous_factor, weight.moments, collected.probes)
     collected.probes = sample.probes
     if collected.low_rank is None:
         collected.low_rank = sample.low_rank

@@ -4,6 +4,7 @@ Seeing it so, a gradient that exists only as factors, or only as a sum over mach
 that autograd left in ``.grad``.
 """
 
+import cmath
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -88,7 +89,7 @@ class DenseGradient(GradientOperator):
     def is_finite(self) -> bool:
         # A NaN or an infinity always survives a sum, which reads G once and allocates nothing; only where the sum is
         # not finite, perhaps of huge numbers, is every entry looked at.
-        return bool(torch.isfinite(self.matrix.sum())) or bool(torch.isfinite(self.matrix).all())
+        return cmath.isfinite(self.matrix.sum().item()) or bool(torch.isfinite(self.matrix).all())
 
 
 # Note [A gradient that is never formed]

@@ -1,25 +1,16 @@
 """The only writer of unitary weights: a step from their gradients, and a retraction to the manifold."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..linalg import LowRank, nearest_unitary, unitarity_error
-from .gradient import GradientOperator
+from .batch import Batch, Step, batches
+from .gradient import DenseGradient, GradientOperator
 from .rule import Sample, UpdateRule
 from .sampling import LINEAR_SAMPLERS, recompressed
 from .weight import UnitaryWeight, unitary_weights
-
-
-@dataclass(frozen=True)
-class Step:
-    """A weight, the direction it is to go against (a low-rank one has been sampled already), and the rule for it."""
-
-    weight: UnitaryWeight
-    direction: GradientOperator | LowRank
-    rule: UpdateRule
 
 
 @torch.no_grad()
@@ -68,31 +59,48 @@ def step_from_gradients(
 # samplers "column" and "svd"), or where something changes its state by G first, is G itself looked at.
 
 
-def take(steps: list[Step]) -> None:
+def take(steps: Iterable[Step]) -> None:
     """Takes steps. All changes are computed, thin, before the first is written: an error leaves all weights alone."""
-    pairs = []
-    for step in steps:
-        before = isinstance(step.direction, LowRank) or step.rule.sampler not in LINEAR_SAMPLERS
-        if before and not _is_usable(step.weight, _is_finite(step.direction)):
-            continue
-        sample = _sample(step)
-        if before or _is_usable(step.weight, _is_finite(sample.low_rank)):
-            pairs.append((step, sample))
-    changes = [step.rule.change(step.weight.matrix, sample.low_rank) for step, sample in pairs]
-    for (step, sample), change in zip(pairs, changes, strict=True):
-        _write(step, change, sample)
+    pairs = [pair for batch in batches(steps) if (pair := _sampled(batch)) is not None]
+    changes = [batch.rule.change(batch.stack(batch.matrices), sample.low_rank) for batch, sample in pairs]
+    for (batch, sample), change in zip(pairs, changes, strict=True):
+        _write(batch, change, sample)
 
 
-def _sample(step: Step) -> Sample:
-    weight, rule = step.weight, step.rule
-    if isinstance(step.direction, LowRank):
-        return Sample(recompressed(step.direction, rule.rank), weight.collected.probes)
-    return rule.sample(step.direction, weight.key, weight.previous_factor, weight.moments)
+def _sampled(batch: Batch) -> tuple[Batch, Sample] | None:
+    """A batch and its sample, without the weights whose gradient is to be skipped; None if that are all."""
+    if isinstance(batch.direction, LowRank) or batch.rule.sampler not in LINEAR_SAMPLERS:
+        usable = _usable(batch, batch.direction)
+        return None if usable is None else (usable, _sample(usable))
+    sample = _sample(batch)
+    usable = _usable(batch, sample.low_rank)
+    if usable is None or usable is batch:
+        return usable and (usable, sample)
+    return usable, _sample(usable)
+
+
+def _sample(batch: Batch) -> Sample:
+    if isinstance(batch.direction, LowRank):
+        return Sample(recompressed(batch.direction, batch.rule.rank), batch.probes)
+    return batch.rule.sample(batch.direction, batch.keys, batch.previous, batch.moments)
+
+
+def _usable(batch: Batch, seen: GradientOperator | LowRank) -> Batch | None:
+    """The batch without those weights whose gradient, of which this was seen, is not finite and is to be skipped."""
+    if _is_finite(seen):
+        return batch
+    if isinstance(seen, LowRank):
+        parts = [LowRank(*factors) for factors in zip(*map(batch.unstack, seen), strict=True)]
+    else:
+        parts = [step.direction for step in batch.steps]
+    pairs = zip(batch.steps, parts, strict=True)
+    usable = tuple(step for step, part in pairs if _is_usable(step.weight, _is_finite(part)))
+    return Batch(usable) if usable else None
 
 
 def _is_finite(gradient: GradientOperator | LowRank) -> bool:
     if isinstance(gradient, LowRank):
-        return all(torch.isfinite(factor).all() for factor in gradient)
+        return all(DenseGradient(factor).is_finite() for factor in gradient)
     return gradient.is_finite()
 
 
@@ -108,18 +116,28 @@ def _is_usable(weight: UnitaryWeight, finite: bool) -> bool:
     )
 
 
-def _write(step: Step, change: LowRank, sample: Sample) -> None:
-    weight = step.weight
-    add_low_rank_(weight.matrix, change)
-    weight.count.add_(1)
-    if weight.previous is not None:
-        weight.previous_factor.copy_(sample.low_rank.left)
+def _write(batch: Batch, change: LowRank, sample: Sample) -> None:
+    weights, matrices = [step.weight for step in batch.steps], batch.matrices
+    if len(weights) == 1:
+        add_low_rank_(matrices[0], change)
+    else:
+        torch._foreach_add_(matrices, batch.unstack(change.matrix()))
+    torch._foreach_add_([weight.count for weight in weights], 1)
+    if weights[0].previous is not None:
+        _copy_([weight.previous_factor for weight in weights], batch.unstack(sample.low_rank.left))
     if sample.probes is not None:
-        for buffer, new in zip(weight.moments, step.rule.averaged(weight.moments, sample.probes), strict=True):
-            buffer.copy_(new)
-    period = step.rule.retract_period(weight.matrix.size(-1))
-    if period and int(weight.count) % period == 0:
-        weight.matrix.copy_(nearest_unitary(weight.matrix))
+        new = batch.rule.averaged(batch.moments, sample.probes)
+        for buffers, values in zip(zip(*(weight.moments for weight in weights), strict=True), new, strict=True):
+            _copy_(buffers, batch.unstack(values))
+    period = batch.rule.retract_period(matrices[0].size(-1))
+    for weight, matrix in zip(weights, matrices, strict=True):
+        if period and int(weight.count) % period == 0:
+            matrix.copy_(nearest_unitary(matrix))
+
+
+def _copy_(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)
 
 
 def add_low_rank_(matrix: Tensor, change: LowRank) -> None:

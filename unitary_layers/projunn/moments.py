@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .gradient import GradientOperator, ScaledGradient
+from .noise import Source, noise
 
 # Note [Preconditioning without a matrix]
 # RMSprop divides a gradient elementwise by the root of a running average V of |G|^2, for which it needs G as a matrix
@@ -57,12 +58,10 @@ class Probes(NamedTuple):
         return Moments(self.rows.abs().square().mean(-1) / n, self.columns.abs().square().mean(-1) / m)
 
 
-def probe(gradient: GradientOperator, generator: torch.Generator) -> Probes:
-    """Looks at a gradient through probes drawn from the generator."""
+def probe(gradient: GradientOperator, source: Source) -> Probes:
+    """Looks at a gradient through probes drawn from the source."""
     *batch, m, n = gradient.shape
-    draw = {"dtype": gradient.dtype, "device": generator.device, "generator": generator}
-    right = torch.randn(*batch, PROBES, n, **draw).mT
-    left = torch.randn(*batch, PROBES, m, **draw).mT
+    right, left = (noise(torch.randn, (*batch, PROBES, size), gradient, source).mT for size in (n, m))
     return Probes(gradient.matmul(right), gradient.rmatmul(left))
 
 

@@ -28,16 +28,56 @@ from ..linalg.unitary import double, polar_by_svd
 # weight is the rounding of W alone.
 
 
+# Note [2 x 2 in closed form]
+# A rank of one makes 2 x 2 problems, which need no LAPACK call each.
+# The polar factor of m = U diag(x, y) V^H goes with m + e^(i phi) adj(m)^H for e^(i phi) = det(m) / |det(m)|, which is
+# (x + y) U V^H. Whatever the rounding of phi, it is a multiple of a unitary matrix, so dividing it by its own norm
+# gives one to rounding; where m is singular any phi does.
+# The exponential of a skew-Hermitian i t I + b, b without trace, is e^(i t) (cos(h) I + sin(h) / h b) with h^2 = det b.
+
+
 def polar_factor(s: Tensor) -> Tensor:
     """The unitary matrix nearest to ``I + s``, of ``s`` ``(..., r, r)`` in double precision."""
-    return polar_by_svd(_plus_identity(s, 1.0))
+    m = _plus_identity(s, 1.0)
+    return _polar_factor_2x2(m) if s.size(-1) == 2 else polar_by_svd(m)
+
+
+def _polar_factor_2x2(m: Tensor) -> Tensor:
+    """See Note [2 x 2 in closed form]."""
+    largest = m.abs().amax(dim=(-2, -1), keepdim=True)
+    m = torch.where(largest == 0, torch.eye(2, dtype=m.dtype, device=m.device), m / largest)
+    a, b, c, d = m.flatten(-2).unbind(-1)
+    determinant = a * d - b * c
+    phase = torch.where(determinant == 0, 1, determinant.sgn())
+    adjugate = torch.stack([d, -c, -b, a], dim=-1).conj().unflatten(-1, (2, 2))
+    multiple = m + phase[..., None, None] * adjugate
+    return multiple * (2**0.5 / torch.linalg.vector_norm(multiple, dim=(-2, -1), keepdim=True))
 
 
 def exponential(s: Tensor) -> Tensor:
     """``exp((s - s^H) / 2)`` of ``s`` ``(..., r, r)`` in double precision, a unitary matrix."""
-    p = torch.linalg.matrix_exp((s - s.mH) / 2)
+    skew = (s - s.mH) / 2
+    if s.size(-1) == 2:
+        return _exponential_2x2(skew)
+    p = torch.linalg.matrix_exp(skew)
     # The squarings of matrix_exp lose |s| eps of unitarity; one Newton-Schulz round squares that error.
     return p * 1.5 - p @ (p.mH @ p) * 0.5
+
+
+def _exponential_2x2(skew: Tensor) -> Tensor:
+    """See Note [2 x 2 in closed form]."""
+    if not skew.is_complex():
+        return _exponential_without_trace(skew)
+    turn = skew.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    eye = torch.eye(2, dtype=skew.dtype, device=skew.device)
+    return _exponential_without_trace(skew - turn * eye) * turn.exp()
+
+
+def _exponential_without_trace(skew: Tensor) -> Tensor:
+    angle = torch.linalg.vector_norm(skew, dim=(-2, -1), keepdim=True) / 2**0.5
+    p = skew * (angle.sin() / angle.clamp_min(torch.finfo(angle.dtype).tiny))
+    p.diagonal(dim1=-2, dim2=-1).add_(angle.cos().squeeze(-1))
+    return p
 
 
 VARIANTS = MappingProxyType({"D": polar_factor, "T": exponential})

@@ -1,7 +1,9 @@
 """The rule of an update: which variant, sampler, rank and learning rate. The only place where the rate is applied."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -10,10 +12,13 @@ from torch import Tensor
 from ..linalg import LowRank
 from .gradient import GradientOperator
 from .moments import Moments, Probes, preconditioned, probe
+from .noise import Streams
 from .rotation import VARIANTS, rotation
 from .sampling import SAMPLERS
 
 NONFINITE = ("raise", "skip")
+
+Key = tuple[int, int]  # index of a weight in its model, number of its steps so far
 
 
 class Sample(NamedTuple):
@@ -85,22 +90,28 @@ class UpdateRule:
 
     def with_lr(self, lr: float) -> "UpdateRule":
         """The same rule at another learning rate."""
-        return replace(self, lr=lr)
+        return self if lr == self.lr else _with_lr(self, lr)
 
     def retract_period(self, n: int) -> int:
         """Steps between two retractions of an n x n weight; 0 for never."""
         # A retraction costs seven rounds of 4 n^3 operations in float64, a step moves some 6 n^2 numbers.
         return max(1000, n) if self.retract_every is None else self.retract_every
 
-    def generator(self, index: int, count: int, device: torch.device, stream: int = 0) -> torch.Generator:
-        """The random numbers of one step: a function of (seed, index of the weight, step count) and nothing else."""
-        key = (self.seed, index, count, stream) if stream else (self.seed, index, count)
-        return torch.Generator(device).manual_seed(_mix(*key))
+    def streams(self, keys: Sequence[Key], device: torch.device, stream: int = 0) -> Streams:
+        """The random numbers of one step: a function of (seed, index of the weight, step count) and nothing else.
+
+        Args:
+            keys: index of the weight and its step count, or those of each weight along the first dimension.
+            device: where they are drawn.
+            stream: for several independent draws in a step.
+        """
+        tail = (stream,) if stream else ()
+        return Streams(tuple(_mix(self.seed, *key, *tail) for key in keys), device)
 
     def sample(
         self,
         gradient: GradientOperator,
-        key: tuple[int, int],
+        keys: Sequence[Key],
         previous: Tensor | None = None,
         moments: Moments | None = None,
         probes: Probes | None = None,
@@ -109,7 +120,7 @@ class UpdateRule:
 
         Args:
             gradient: as an operator ``(..., n, n)``.
-            key: index of the weight and its step count.
+            keys: of the weight, or of each along the first dimension, as for :meth:`streams`.
             previous: left factor ``(..., n, k)`` of the step before; only the power sampler looks at it.
             moments: running average before this step, for a rule with ``precondition``.
             probes: of the other parts of a gradient that comes in parts.
@@ -121,10 +132,10 @@ class UpdateRule:
         if self.precondition and moments is None:
             raise ValueError("expected the moments of the weight for a rule with precondition=True, got None")
         if self.precondition:
-            found = probe(gradient, self.generator(*key, device, stream=1))
+            found = probe(gradient, self.streams(keys, device, stream=1))
             probes = found if probes is None else Probes(probes.rows + found.rows, probes.columns + found.columns)
             gradient = preconditioned(gradient, self.averaged(moments, probes))
-        low_rank = SAMPLERS[self.sampler](gradient, self.rank, self.generator(*key, device), previous)
+        low_rank = SAMPLERS[self.sampler](gradient, self.rank, self.streams(keys, device), previous)
         return Sample(low_rank, probes)
 
     def averaged(self, moments: Moments, probes: Probes) -> Moments:
@@ -134,6 +145,11 @@ class UpdateRule:
     def change(self, weight: Tensor, sample: LowRank) -> LowRank:
         """The change ``(..., n, n)`` of a unitary weight for a sampled gradient, not yet written."""
         return rotation(weight, sample.scale(-self.lr), self.variant)
+
+
+@lru_cache(maxsize=1024)  # a schedule asks for the same change of many equal rules
+def _with_lr(rule: UpdateRule, lr: float) -> UpdateRule:
+    return replace(rule, lr=lr)
 
 
 # Note [Random numbers by key]

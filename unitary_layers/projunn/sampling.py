@@ -18,13 +18,12 @@ from torch import Tensor
 from ..linalg import LowRank, orthonormal_basis
 from ..linalg.lowrank import k_major, unit_columns
 from .gradient import DenseGradient, GradientOperator
+from .noise import Source, noise
 
-Sampler = Callable[[GradientOperator, int, torch.Generator | None, Tensor | None], LowRank]
+Sampler = Callable[[GradientOperator, int, Source, Tensor | None], LowRank]
 
 
-def lsi(
-    gradient: GradientOperator, rank: int, generator: torch.Generator | None, previous: Tensor | None = None
-) -> LowRank:
+def lsi(gradient: GradientOperator, rank: int, generator: Source, previous: Tensor | None = None) -> LowRank:
     """The row space of ``R^H G`` for a Gaussian R: ``G V V^H`` with V an orthonormal basis of it. Two thin products.
 
     Its error is that of the randomised range finder (Halko et al., theorem 10.5): for every split rank = r + p with
@@ -33,9 +32,7 @@ def lsi(
     return _half_power_step(gradient, _gaussian_test_matrix(gradient, rank, generator))
 
 
-def power(
-    gradient: GradientOperator, rank: int, generator: torch.Generator | None, previous: Tensor | None = None
-) -> LowRank:
+def power(gradient: GradientOperator, rank: int, generator: Source, previous: Tensor | None = None) -> LowRank:
     """As :func:`lsi`, started from the left factor of the previous step: block power iteration along the training.
 
     Where the gradient changes slowly its top singular space is tracked. A column of ``previous`` that is zero (none
@@ -51,9 +48,7 @@ def power(
     return _half_power_step(gradient, start)
 
 
-def column(
-    gradient: GradientOperator, rank: int, generator: torch.Generator | None, previous: Tensor | None = None
-) -> LowRank:
+def column(gradient: GradientOperator, rank: int, generator: Source, previous: Tensor | None = None) -> LowRank:
     """``U U^H G`` with U the k largest left singular vectors of ``c = min(n, 4 k + 4)`` columns of G.
 
     The columns are drawn with replacement and a probability that goes with their squared norm. The expected squared
@@ -63,7 +58,7 @@ def column(
     norms = gradient.column_norms()
     # cumsum and searchsorted instead of multinomial: batched, and defined for a gradient of zeros.
     cumulative = (norms / _one_where_zero(norms.amax(dim=-1, keepdim=True))).square().cumsum(dim=-1)
-    draws = _random(torch.rand, (*norms.shape[:-1], min(n, 4 * rank + 4)), norms, generator)
+    draws = noise(torch.rand, (*norms.shape[:-1], min(n, 4 * rank + 4)), norms, generator)
     index = torch.searchsorted(cumulative, draws * cumulative[..., -1:], right=True).clamp(max=n - 1)
     # Drawn with p_j ~ |g_j|^2 and divided by sqrt(c p_j), all columns get the same norm: the scale drops out.
     weights = (1 / _one_where_zero(norms.gather(-1, index))).to(gradient.dtype)
@@ -74,9 +69,7 @@ def column(
     return LowRank(left, gradient.rmatmul(left))
 
 
-def svd(
-    gradient: GradientOperator, rank: int, generator: torch.Generator | None = None, previous: Tensor | None = None
-) -> LowRank:
+def svd(gradient: GradientOperator, rank: int, generator: Source = None, previous: Tensor | None = None) -> LowRank:
     """The best approximation of rank k, by the singular value decomposition of the dense gradient: the reference."""
     dense = gradient.dense()
     scale = _one_where_zero(dense.abs().amax(dim=(-2, -1), keepdim=True))
@@ -139,21 +132,10 @@ def _half_power_step(gradient: GradientOperator, start: Tensor) -> LowRank:
     return LowRank(gradient.matmul(right), right)
 
 
-def _gaussian_test_matrix(gradient: GradientOperator, rank: int, generator: torch.Generator | None) -> Tensor:
+def _gaussian_test_matrix(gradient: GradientOperator, rank: int, generator: Source) -> Tensor:
     """k-major Gaussian ``(..., m, k)`` of the gradient's dtype."""
     *batch, m, _ = gradient.shape
-    return _random(torch.randn, (*batch, rank, m), gradient, generator).mT
-
-
-def _random(
-    draw: Callable[..., Tensor],
-    shape: tuple[int, ...],
-    like: Tensor | GradientOperator,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Random numbers of the dtype and on the device of ``like``, drawn where the generator lives."""
-    device = like.device if generator is None else generator.device
-    return draw(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
+    return noise(torch.randn, (*batch, rank, m), gradient, generator).mT
 
 
 def _one_where_zero(x: Tensor) -> Tensor:

@@ -1,0 +1,120 @@
+"""Steps of weights, and those of one shape and one rule as a batch that moves at once."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..linalg import LowRank
+from .gradient import DenseGradient, GradientOperator
+from .moments import Moments, Probes
+from .rule import UpdateRule
+from .weight import UnitaryWeight
+
+# Note [Small weights move together]
+# A step of a 64 x 64 weight is some fifty calls of operators with hardly any arithmetic in them, and a network has
+# a hundred such weights. So weights of one shape, dtype, device and rule are stacked in front, and one call moves them
+# all. A stack is a copy of gradients and weights: from LARGEST numbers in a weight on, the copy costs more than the
+# calls, and a weight goes alone and in place. The random numbers of a weight depend on its own key all the same, so
+# that it moves alike, but for rounding, in whatever company.
+
+LARGEST = 2**16
+STACKED = 2**22  # numbers in a stack: its 16 MiB in float32 are still cheap to allocate
+
+
+@dataclass(frozen=True)
+class Step:
+    """A weight, the direction it is to go against (a low-rank one has been sampled already), and the rule for it."""
+
+    weight: UnitaryWeight
+    direction: GradientOperator | LowRank
+    rule: UpdateRule
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Steps of weights of one shape by one rule; what several have is stacked in a new first dimension.
+
+    Attributes:
+        steps: one or more.
+    """
+
+    steps: tuple[Step, ...]
+
+    @property
+    def rule(self) -> UpdateRule:
+        """How they all move."""
+        return self.steps[0].rule
+
+    @property
+    def keys(self) -> list[tuple[int, int]]:
+        """What their random numbers depend on."""
+        return [step.weight.key for step in self.steps]
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        """The unitary matrices, views of their parameters."""
+        return [step.weight.matrix for step in self.steps]
+
+    @cached_property
+    def direction(self) -> GradientOperator | LowRank:
+        """What they are to go against."""
+        first = self.steps[0].direction
+        if len(self.steps) == 1:
+            return first
+        directions = [step.direction for step in self.steps]
+        if isinstance(first, LowRank):
+            return LowRank(*map(self.stack, zip(*directions, strict=True)))
+        return DenseGradient(self.stack(direction.matrix for direction in directions))
+
+    @property
+    def previous(self) -> Tensor | None:
+        """The left factors of the steps before, for the power sampler."""
+        if self.steps[0].weight.previous is None:
+            return None
+        return self.stack(step.weight.previous_factor for step in self.steps)
+
+    @property
+    def moments(self) -> Moments | None:
+        """The running averages of a rule with ``precondition``."""
+        if self.steps[0].weight.moments is None:
+            return None
+        return Moments(*map(self.stack, zip(*(step.weight.moments for step in self.steps), strict=True)))
+
+    @property
+    def probes(self) -> Probes | None:
+        """What backward has seen of factored gradients."""
+        if self.steps[0].weight.collected.probes is None:
+            return None
+        return Probes(*map(self.stack, zip(*(step.weight.collected.probes for step in self.steps), strict=True)))
+
+    def stack(self, tensors: Iterable[Tensor]) -> Tensor:
+        """One of each weight; that of a weight alone as it is."""
+        tensors = tuple(tensors)
+        return torch.stack(tensors) if len(self.steps) > 1 else tensors[0]
+
+    def unstack(self, tensor: Tensor) -> Sequence[Tensor]:
+        """The inverse of :meth:`stack`."""
+        return tensor.unbind() if len(self.steps) > 1 else (tensor,)
+
+
+def batches(steps: Iterable[Step]) -> Iterator[Batch]:
+    """The steps in batches, in the order of the first of each."""
+    groups: dict[object, list[Step]] = {}
+    for i, step in enumerate(steps):
+        groups.setdefault(_kind(step) or i, []).append(step)
+    for group in groups.values():
+        size = max(1, STACKED // group[0].weight.parameter.numel())
+        for start in range(0, len(group), size):
+            yield Batch(tuple(group[start : start + size]))
+
+
+def _kind(step: Step) -> tuple[object, ...] | None:
+    """What steps of a batch have in common; None for one that goes alone."""
+    parameter, direction = step.weight.parameter, step.direction
+    if parameter.numel() > LARGEST or not isinstance(direction, (DenseGradient, LowRank)):
+        return None
+    rank = direction.rank if isinstance(direction, LowRank) else None
+    return step.rule, parameter.shape, parameter.dtype, parameter.device, step.weight.is_complex, rank
