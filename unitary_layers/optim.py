@@ -14,7 +14,7 @@ from .linalg import LowRank
 from .projunn.attach import without_parameters
 from .projunn.gradient import DenseGradient, GradientOperator
 from .projunn.hook import step_from_gradients
-from .projunn.moments import Moments, preconditioned, probe
+from .projunn.moments import Moments
 from .projunn.rule import UpdateRule
 from .projunn.weight import UnitaryWeight, as_matrix, clear_collected, weights_of
 
@@ -114,7 +114,7 @@ class ProjUNN(Optimizer):
         for weight in present:
             _check_factored(weight, groups[weight.parameter])
         step_from_gradients(
-            present,
+            [self._with_moments(weight, groups[weight.parameter]) for weight in present],
             lambda weight: _rule(weight, groups[weight.parameter]),
             lambda weight, gradient: self._direction(weight, gradient, groups[weight.parameter]),
         )
@@ -157,18 +157,18 @@ class ProjUNN(Optimizer):
             # |g|^2 and not g * g, which for complex g is not even real.
             square.mul_(group["alpha"]).add_(g.abs().square(), alpha=1 - group["alpha"])
             return DenseGradient(g / (square.sqrt() + group["eps"]))
-        if group["direction"] == "moments":
-            return self._preconditioned(weight, DenseGradient(g), group["alpha"])
         return DenseGradient(g)
 
-    def _preconditioned(self, weight: UnitaryWeight, gradient: GradientOperator, alpha: float) -> GradientOperator:
+    def _with_moments(self, weight: UnitaryWeight, group: dict[str, Any]) -> UnitaryWeight:
+        """The weight, where the direction is "moments" with those of this optimiser, which the step then updates."""
+        if group["direction"] != "moments" or not isinstance(weight.gradient, DenseGradient):
+            return weight
         state = self.state[weight.parameter]
-        new = probe(gradient, weight.rule.streams([weight.key], gradient.device, stream=1)).moments()
-        zeros = Moments(*map(torch.zeros_like, new))
-        old = Moments(*(state.get(f"{name}_moments", zero) for name, zero in zip(Moments._fields, zeros, strict=True)))
-        moments = old.averaged(new, alpha)
-        state.update({f"{name}_moments": value for name, value in moments._asdict().items()})
-        return preconditioned(gradient, moments)
+        names = [f"{name}_moments" for name in Moments._fields]
+        for name in names:
+            if name not in state:
+                state[name] = weight.matrix.real.new_zeros(weight.matrix.shape[:-1])
+        return replace(weight, moments=Moments(*(state[name] for name in names)))
 
     def _buffer(self, weight: UnitaryWeight, name: str, *, real: bool = False) -> Tensor:
         """A moving average ``(..., n, n)``, zero at first; a complex one is stored as pairs, as the weight is."""
@@ -180,10 +180,11 @@ class ProjUNN(Optimizer):
 
 
 def _rule(weight: UnitaryWeight, group: dict[str, Any]) -> UpdateRule:
-    """The layer's rule at the group's rate; where the optimiser has its own direction, without a preconditioner."""
+    """The layer's rule at the group's rate; where the optimiser has its own direction, with its own preconditioner."""
     rule = weight.rule.with_lr(float(group["lr"]) * group["unitary_lr_scale"])
-    own = group["direction"] != "plain" and not isinstance(weight.gradient, LowRank)
-    return replace(rule, precondition=False) if own else rule
+    if group["direction"] == "plain" or isinstance(weight.gradient, LowRank):
+        return rule
+    return replace(rule, precondition=group["direction"] == "moments", alpha=group["alpha"])
 
 
 def _check_factored(weight: UnitaryWeight, group: dict[str, Any]) -> None:

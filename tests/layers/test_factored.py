@@ -17,9 +17,10 @@ from unitary_layers import (
     attach,
     projunn_step,
 )
+from unitary_layers.linalg import LowRank
 from unitary_layers.projunn import drop_gradients, low_rank, unitary_weights
 from unitary_layers.projunn.gradient import DenseGradient, FactoredGradient, ScaledGradient, SummedGradient
-from unitary_layers.projunn.moments import PROBES, Moments, probe
+from unitary_layers.projunn.moments import PROBES, Moments, limited, probe
 from unitary_layers.projunn.sampling import recompressed
 
 N, ROWS = 8, 5
@@ -297,6 +298,18 @@ def test_operators_are_what_their_dense_matrices_are(dtype):
         assert_rounding(operator.rmatmul(v), matrix.mH @ v, n=100)
         assert_rounding(operator.column_norms(), torch.linalg.vector_norm(matrix, dim=-2), n=100)
         assert operator.is_finite()
+
+
+def test_a_preconditioned_sample_is_no_longer_than_rmsprop_would_make_it():
+    n, k = 50, 2
+    right = torch.linalg.qr(torch.randn(2, n, k)).Q
+    long, short = LowRank(torch.randn(2, n, k) * n, right), LowRank(torch.randn(2, n, k), right)
+    for sample, limit in ((long, 2 * (n * k) ** 0.5), (LowRank(right, long.left), 2 * (n * k) ** 0.5)):
+        cut = limited(sample).matrix()
+        torch.testing.assert_close(cut.flatten(1).norm(dim=1), torch.full((2,), limit))
+        torch.testing.assert_close(cut / limit, torch.nn.functional.normalize(sample.matrix(), dim=(-2, -1)))
+    assert torch.equal(limited(short).matrix(), short.matrix())
+    assert torch.equal(limited(LowRank(0 * right, right)).left, 0 * right)
 
 
 def test_moments_are_the_means_of_squares_on_average():

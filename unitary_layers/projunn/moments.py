@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..linalg import LowRank
 from .gradient import GradientOperator, ScaledGradient
 from .noise import Source, noise
 
@@ -69,6 +70,23 @@ def preconditioned(gradient: GradientOperator, moments: Moments) -> ScaledGradie
     """``G / sqrt(V)`` with ``V_ij = R_i C_j / mean(R)``; see Note [Preconditioning without a matrix]."""
     rows, columns = (_inverse_root(m) for m in moments)
     return ScaledGradient(gradient, rows * moments.rows.mean(-1, keepdim=True).sqrt(), columns)
+
+
+# Note [The length of a preconditioned step]
+# RMSprop's quotient is near a matrix of n^2 independent entries of size one, the k largest singular values of which are
+# about 2 sqrt(n). A gradient of low rank, as a long recurrence has, remains one between two diagonal matrices: its one
+# singular value is near n, and a sample of rank one sees all of it. With this, copying at delay 300 (width 190) took
+# steps ten times as long as RMSprop's and lagged: loss 1.2e-2 after 250 steps against 1.9e-3. So a sample is shortened
+# to the length 2 sqrt(n k) that it would have without the rank, which gives 1.5e-3; half or three quarters more of it
+# makes no difference.
+
+
+def limited(sample: LowRank) -> LowRank:
+    """A preconditioned sample, one of its factors orthonormal, of Frobenius norm ``2 sqrt(n k)`` at most."""
+    n, k = sample.left.shape[-2:]
+    left, right = (torch.linalg.vector_norm(factor, dim=(-2, -1), keepdim=True) for factor in sample)
+    longest = 2 * (n * k) ** 0.5
+    return LowRank(sample.left * (longest / (left * right / k**0.5).clamp_min(longest)), sample.right)
 
 
 def _inverse_root(moments: Tensor) -> Tensor:

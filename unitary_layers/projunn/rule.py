@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..linalg import LowRank
 from .gradient import GradientOperator
-from .moments import Moments, Probes, preconditioned, probe
+from .moments import Moments, Probes, limited, preconditioned, probe
 from .noise import Streams
 from .rotation import VARIANTS, rotation
 from .sampling import SAMPLERS
@@ -50,7 +50,8 @@ class UpdateRule:
             less than a tenth of the steps.
         nonfinite: what to do with a gradient that has a NaN or an infinity: "raise" an error, or "skip" the weight.
         precondition: whether to divide the gradient by the root of the second moments of its rows and columns, RMSprop
-            with a state of 2n numbers; see Note [Preconditioning without a matrix]. lr is then near a step length.
+            with a state of 2n numbers; see Note [Preconditioning without a matrix]. lr is then near a step length: no
+            step is longer than ``2 lr sqrt(n k)``, in Frobenius norm.
         alpha: factor of the old average of the moments.
 
     Raises:
@@ -144,6 +145,8 @@ class UpdateRule:
 
     def change(self, weight: Tensor, sample: LowRank) -> LowRank:
         """The change ``(..., n, n)`` of a unitary weight for a sampled gradient, not yet written."""
+        if self.precondition:
+            sample = limited(sample)
         return rotation(weight, sample.scale(-self.lr), self.variant)
 
 
