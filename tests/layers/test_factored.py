@@ -6,6 +6,7 @@ import pytest
 import torch
 from closeness import assert_rounding
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from unitary_layers import (
     OrthogonalConv2d,
@@ -196,9 +197,21 @@ def test_an_input_or_output_changed_before_backward_is_an_error():
     for nonlinearity in ("relu", nn.Softsign()):
         rnn = UnitaryRNN(3, N, nonlinearity=nonlinearity, gradient="factored")
         output, _ = rnn(torch.randn(4, ROWS, 3))
-        output.mul_(2)
         with pytest.raises(RuntimeError, match=r"in ?place"):
-            output.sum().backward()
+            output.mul_(2)
+
+
+def test_a_recurrent_layer_lets_its_states_go_when_backward_is_over():
+    for nonlinearity in ("relu", nn.Softsign()):
+        rnn = UnitaryRNN(3, N, nonlinearity=nonlinearity, gradient="factored")
+        output, _ = rnn(torch.randn(4, ROWS, 3))
+        storage = StorageWeakRef(output.untyped_storage())
+        loss = output.square().sum()
+        del output
+        loss.backward(retain_graph=True)
+        assert not storage.expired()
+        loss.backward()
+        assert storage.expired()  # though the loss and its graph are still there
 
 
 @every_case

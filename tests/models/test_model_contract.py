@@ -54,6 +54,26 @@ def test_trains_stays_orthogonal_and_survives_a_file(name, tmp_path: Path):
         assert torch.equal(other(x), model(x))
 
 
+@pytest.mark.parametrize("name", ["orthoresnet_projunn", "unirnn_pixel_projunn"])
+def test_trains_by_factored_gradients(name):
+    model, x = make_small(name, gradient="factored"), images(name)
+    before = float(loss_of(model, x).detach())
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3)
+    for _ in range(STEPS):
+        model.zero_grad()
+        loss_of(model, x).backward()
+        assert not any(weight.parameter.grad is not None for weight in unitary_weights(model))
+        model.projunn_step()
+        optimizer.step()
+    assert_unitary(model)
+    assert float(loss_of(model, x).detach()) < before
+
+
+def test_factored_gradients_of_local_support_are_refused():
+    with pytest.raises(ValueError, match='support="full" with gradient="factored", got support="local"'):
+        timm.create_model("orthoplain100_projunn", gradient="factored")
+
+
 @every_model
 def test_an_unmodified_timm_loop_keeps_it_orthogonal(name):
     """AdamW with weight decay by timm's grouping, accumulation, clipping and an average of the weights."""

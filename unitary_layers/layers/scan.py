@@ -100,21 +100,14 @@ def _collected_scan(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """:func:`scan` with a constant weight, whose gradient comes from that of ``projected``: all deltas side by side."""
-    states: list[tuple[Tensor, int]] = []
+    kept: list[Tensor] = []
 
     def inputs() -> Parts:
-        output, version = states[0]
-        if output._version != version:
-            raise RuntimeError(
-                "expected the output of a recurrent layer unchanged until backward, but it was modified in place"
-            )
-        return _states_before(output, h_0.detach(), batch_sizes, reverse)
+        return _states_before(kept.pop(), h_0.detach(), batch_sizes, reverse)
 
     projected = collect(projected, factored, inputs)
-    h_0 = _Once.apply(h_0)
-    output, h_n = scan(projected, batch_sizes, h_0, weight.detach(), activation, reverse=reverse)
-    states.append((output.detach(), output._version))
-    return output, h_n
+    outputs = scan(projected, batch_sizes, _Once.apply(h_0), weight.detach(), activation, reverse=reverse)
+    return _Keep.apply(kept, *outputs)
 
 
 def loop(
@@ -147,6 +140,27 @@ def _alive(h: Tensor, alive: int, h_0: Tensor, ended: list[Tensor]) -> Tensor:
     if alive > h.size(0):  # backwards, they begin
         return torch.cat([h, h_0[h.size(0) : alive]])
     return h
+
+
+class _Keep(torch.autograd.Function):
+    """The identity of a scan's outputs, which hands the states to the tap before it when backward comes by.
+
+    A saved tensor is let go as soon as backward is done with it, and looked at whether it was modified; what the
+    closure of the tap held would live as long as the loss.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, kept: list[Tensor], output: Tensor, h_n: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.kept = kept
+        ctx.save_for_backward(output)
+        ctx.set_materialize_grads(False)
+        return output.view_as(output), h_n.view_as(h_n)  # views of a function's own, so not to be modified in place
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.kept[:] = ctx.saved_tensors
+        return None, grad_output, grad_h_n
 
 
 class _Once(torch.autograd.Function):

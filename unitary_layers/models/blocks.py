@@ -36,6 +36,7 @@ class UnitSpec:
         init: of the convolutions; None for their own default.
         bias: whether convolutions without a norm behind them have a bias.
         conv_layer: takes the arguments of :class:`OrthogonalConv2d`.
+        gradient: "dense" or "factored", the latter for full support alone.
         device: of the parameters.
         dtype: of the parameters.
     """
@@ -47,8 +48,13 @@ class UnitSpec:
     init: str | Callable[..., Tensor] | None = None
     bias: bool = True
     conv_layer: Callable[..., nn.Module] = OrthogonalConv2d
+    gradient: str = "dense"
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.gradient == "factored" and self.kernel_size is not None:
+            raise ValueError('expected support="full" with gradient="factored", got support="local"')
 
     @property
     def factory(self) -> dict[str, Any]:
@@ -67,7 +73,7 @@ class UnitSpec:
         bias = self.bias and self.norm_layer is None
         options = {"update": self.update, "init": self.init, **self.factory}
         if taps is None:
-            options["input_size"] = size
+            options |= {"input_size": size, "gradient": self.gradient}
         return self.conv_layer(*channels, taps, stride, bias=bias, padding_mode="circular", padding="same", **options)
 
 

@@ -36,10 +36,11 @@ class OrthoResNet(StagedClassifier):
         bottleneck: how many times narrower the blocks are inside; 1 for none.
         support: "full" (kernels as large as the image) or "local" (3 x 3; images of any size).
         norm_layer: name or class of a norm; None for batch norm in free blocks and for none in the others.
-        act_layer: name or class of an activation; None for ReLU in free blocks and :class:`GroupSort` in the others.
+        act_layer: name or class of an activation; None for ReLU in free blocks, :class:`GroupSort` in the others.
         update: the rule by which the orthogonal weights move, or its variant, "D" or "T".
         init: start of the convolutions; None for their own default.
         conv_layer: another layer in the place of :class:`OrthogonalConv2d`, to compare with.
+        gradient: "dense" or "factored", the latter for full support alone.
         img_size: height and width; needed for full support.
         in_chans: channels of the image.
         num_classes: classes; 0 for no classifier.
@@ -55,7 +56,7 @@ class OrthoResNet(StagedClassifier):
         lipschitz: Lipschitz constant of :meth:`forward_features` where one is known (1), else infinity.
 
     Raises:
-        ValueError: for an unknown option, or an isometry whose channels do not hold what comes in.
+        ValueError: for options that do not fit, or an isometry whose channels do not hold what comes in.
 
     Example:
         >>> model = OrthoResNet((1, 1), (16, 32), stem_width=16, block="convex", support="local")
@@ -78,6 +79,7 @@ class OrthoResNet(StagedClassifier):
         update: UpdateRule | str = "T",
         init: str | Callable[..., Tensor] | None = None,
         conv_layer: Callable[..., nn.Module] = OrthogonalConv2d,
+        gradient: str = "dense",
         img_size: int | Sequence[int] | None = None,
         in_chans: int = 3,
         num_classes: int = 10,
@@ -92,8 +94,7 @@ class OrthoResNet(StagedClassifier):
                 f"expected block in {tuple(BLOCKS)}, support in {SUPPORTS} and as many depths as widths, got "
                 f"{block!r}, {support!r}, {tuple(depths)} and {tuple(widths)}"
             )
-        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        self.block = block
+        self.num_classes, self.in_chans, self.drop_rate, self.block = num_classes, in_chans, drop_rate, block
         self.img_size = _size(img_size) if support == "full" else None
         spec = UnitSpec(
             None if support == "full" else 3,
@@ -102,6 +103,7 @@ class OrthoResNet(StagedClassifier):
             init,
             block != "isometry",
             conv_layer,
+            gradient,
             device,
             dtype,
         )

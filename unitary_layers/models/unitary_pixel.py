@@ -80,8 +80,9 @@ class UnitaryPixelRNN(StagedClassifier):
         embed_dim: channels of the embedding of a pixel.
         patch_size: side of the square of pixels that is one time step.
         nonlinearity: of :class:`UnitaryRNN`.
-        update: the rule by which the unitary weights move, or its variant, "D" or "T".
+        update: the rule by which the unitary weights move, or its variant, "D" or "T"; None for that of the layers.
         init: start of the unitary weights.
+        gradient: "dense" or "factored".
         in_chans: channels of the image.
         num_classes: classes; 0 for no classifier.
         global_pool: "last" (state), a pooling of timm's over all states, or "" for none.
@@ -104,8 +105,9 @@ class UnitaryPixelRNN(StagedClassifier):
         patch_size: int = 1,
         *,
         nonlinearity: str | nn.Module = "modrelu",
-        update: UpdateRule | str = "T",
+        update: UpdateRule | str | None = None,
         init: str | Callable[..., Tensor] = "henaff",
+        gradient: str = "dense",
         in_chans: int = 1,
         num_classes: int = 10,
         global_pool: str = "last",
@@ -115,10 +117,11 @@ class UnitaryPixelRNN(StagedClassifier):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        rule = UpdateRule(variant=update) if isinstance(update, str) else update
+        precondition = gradient == "factored"
+        rule = UpdateRule(variant=update, precondition=precondition) if isinstance(update, str) else update
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.stem = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, **dd)
-        options = {"nonlinearity": nonlinearity, "update": rule, "init": init, **dd}
+        options = {"nonlinearity": nonlinearity, "update": rule, "gradient": gradient, "init": init, **dd}
         pairs = zip((embed_dim, *widths), widths, strict=False)
         self.stages = nn.Sequential(*(PixelLayer(before, width, **options) for before, width in pairs))
         self.head = StateHead(widths[-1], num_classes, global_pool, drop_rate=drop_rate, **dd)
