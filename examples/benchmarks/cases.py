@@ -1,14 +1,27 @@
 """What is timed: the update alone, and a training step of linear, recurrent and convolutional layers."""
 
+import copy
+import math
+import sys
+import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import peers
+import timm
 import torch
 from timing import interleaved, peak_bytes
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from unitary_layers import OrthogonalConv2d, UnitaryLinear, UnitaryRNN, UpdateRule
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import copying_memory
+from training import Trainer
 
 Work = Callable[[], object]
 
@@ -96,6 +109,51 @@ def convolution(channels: int, size: int, repetitions: int, batch: int = 64, wit
     return rows_of("conv", shape, _training(layers, x), repetitions, "nn.Conv2d 3 x 3")
 
 
+def network(batch: int, repetitions: int, **options: object) -> Iterator[Row]:
+    """A training step of the paper's ResNet-9 layout at 32 x 32, against the same network of 3 x 3 convolutions."""
+    x = torch.randn(batch, 3, 32, 32, requires_grad=True)
+    networks = {"nn.Conv2d 3 x 3": timm.create_model("orthoresnet_projunn", conv_layer=_conv3x3, **options)}
+    for gradient in ("dense", "factored"):
+        # Haar matrices of 512 channels at each frequency take half a minute to draw
+        networks[gradient] = timm.create_model(
+            "orthoresnet_projunn", gradient=gradient, init="identity", num_classes=10, **options
+        )
+    return rows_of("resnet9", f"{batch} x 3 x 32 x 32", _training(networks, x), repetitions, "nn.Conv2d 3 x 3")
+
+
+def compiled(n: int, rows: int, repetitions: int) -> Iterator[Row]:
+    """A training step of a linear layer whose forward and backward ``torch.compile`` has made."""
+    x = torch.randn(rows, n, requires_grad=True)
+    layers = {"nn.Linear": nn.Linear(n, n, bias=False), "dense": UnitaryLinear(n, n, bias=False)}
+    layers |= {f"{name}, compiled": torch.compile(copy.deepcopy(layer)) for name, layer in layers.items()}
+    return rows_of("compile", f"{n}, {rows} rows", _training(layers, x), repetitions, "nn.Linear, compiled")
+
+
+def time_to_loss(delay: int, width: int, loss: float, most: int = 1500, seed: int = 0) -> Iterator[Row]:
+    """Seconds of training until copying memory falls to a loss, the mean of ten steps; the two take turns by steps."""
+    options = f"--delay {delay} --width {width} --seed {seed} --steps {most} --schedule cosine --log-every {most}"
+    trainers, last = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for gradient in ("dense", "factored"):
+            arguments = [*options.split(), "--gradient", gradient, "--out", f"{folder}/{gradient}"]
+            trainers[gradient] = Trainer(*copying_memory.setup(arguments))
+            last[gradient] = deque([math.inf] * 10, maxlen=10)
+        with tqdm(total=most, desc=f"copying, delay {delay}", leave=False) as bar:
+            for _ in range(most):
+                running = [name for name in trainers if sum(last[name]) / 10 > loss]
+                for name in running:
+                    last[name].append(trainers[name].train_step()[0])
+                bar.update()
+                bar.set_postfix({name: f"{losses[-1]:.2e}" for name, losses in last.items()})
+                if not running:
+                    break
+    reached = {name: sum(last[name]) / 10 <= loss for name in trainers}
+    for name, trainer in trainers.items():
+        ratio = trainer.seconds / trainers["dense"].seconds if all(reached.values()) else math.nan
+        label = f"{name}, {trainer.step} steps" + ("" if reached[name] else ", not reached")
+        yield Row(f"copying to loss {loss:g}", f"T = {delay}", label, trainer.seconds * 1e3, ratio, "RMSprop, dense")
+
+
 def memory(n: int, rows: int) -> Iterator[Row]:
     """The most bytes of a training step of a linear layer, in n x n matrices."""
     x = torch.randn(rows, n, requires_grad=True)
@@ -115,6 +173,12 @@ class _Last(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)[0][-1]
+
+
+def _conv3x3(
+    in_channels: int, out_channels: int, _taps: int | None, stride: int, *, bias: bool, **_: object
+) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias)
 
 
 def _training(layers: dict[str, nn.Module], x: Tensor) -> dict[str, Work]:
