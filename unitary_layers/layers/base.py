@@ -8,12 +8,13 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ..init import INITS
-from ..projunn.hook import projunn_step, retract_, unitarity_error_of
 from ..projunn.moments import Moments
 from ..projunn.rule import UpdateRule
 from ..projunn.sampling import LINEAR_SAMPLERS
-from ..projunn.weight import Collected, UnitaryWeight, as_matrix, clear_collected, register_owner, unitary_weights
+from ..projunn.watch import watch
+from ..projunn.weight import Collected, Seen, UnitaryWeight, as_matrix, register_owner
 from .loading import HALF, STATE, prepare_state
+from .methods import UnitaryMethods
 
 GRADIENTS = ("dense", "factored")
 
@@ -24,27 +25,6 @@ GRADIENTS = ("dense", "factored")
 # float32: half(), bfloat16() and autocast change the activations, not the manifold. That a parameter is unitary is
 # known to its module by name, because a mark on the tensor is lost by deepcopy, load_state_dict(assign=True) and the
 # meta device. Counters are buffers and travel with state_dict, safetensors and averages.
-
-
-class UnitaryMethods:
-    """The methods of every layer and model with unitary weights somewhere in its module tree."""
-
-    def projunn_step(self, *, lr_scale: float = 1.0) -> None:
-        """Moves the unitary weights by their gradients; see :func:`unitary_layers.projunn_step`."""
-        projunn_step(self, lr_scale=lr_scale)
-
-    def unitarity_error(self) -> Tensor:
-        """The largest ``|W^H W - I|_F`` (Frobenius norm) among the unitary weights, a tensor ``()``."""
-        return unitarity_error_of(self)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch's, and for factored gradients too; see :func:`unitary_layers.projunn.drop_gradients`."""
-        super().zero_grad(set_to_none)
-        clear_collected(unitary_weights(self))
-
-    def retract_(self) -> None:
-        """Replaces each unitary weight by the nearest unitary one; see :func:`unitary_layers.retract_`."""
-        retract_(self)
 
 
 class UnitaryModule(UnitaryMethods, nn.Module):
@@ -94,6 +74,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         self.gradient = gradient
         self._collected: dict[str, Collected] = {}
         self._check_sampler(update)
+        self._seen: dict[str, Seen] = {}
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
         self._update = update
         register_owner(self)
@@ -125,6 +106,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         self._check_rank(name, parameter, self._update)
         self.register_parameter(name, parameter)
         self._unitary[name] = stored.ndim > len(shape)
+        self._seen[name] = Seen()
         if self.gradient == "factored":
             self._collected[name] = Collected()
         self.register_buffer(f"{name}_count", torch.zeros((), dtype=torch.int64, device=device))
@@ -139,6 +121,8 @@ class UnitaryModule(UnitaryMethods, nn.Module):
             for buffer in (weight.count, weight.previous, *(weight.moments or ())):
                 if buffer is not None:
                     buffer.zero_()
+            if filler in INITS.values():  # what a user's own fills is looked at before it is used
+                weight.seen.note(weight.parameter)
 
     def value(self, name: str, like: Tensor | None = None) -> Tensor:
         """The parameter as the real or complex tensor that it stands for, in half precision where ``like`` is."""
@@ -162,6 +146,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
             list(self._unitary).index(name),
             None if rows is None else Moments(rows, columns),
             self._collected.get(name),
+            self._seen[name],
         )
 
     def extra_repr_of_rule(self, default_init: str) -> list[str]:
@@ -219,7 +204,11 @@ class UnitaryModule(UnitaryMethods, nn.Module):
 
         for collected in self._collected.values():
             collected.apply_(at_least_float32)
-        return super()._apply(on_stored, recurse)
+        known = [name for name, seen in self._seen.items() if seen.is_of(getattr(self, name))]
+        super()._apply(on_stored, recurse)
+        for name in known:  # in another place or precision it is as unitary as it was
+            self._seen[name].note(getattr(self, name))
+        return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -232,10 +221,21 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *reports)
 
 
+def watch_own(module: nn.Module) -> None:
+    """Notices, in training, what something else has done to a layer's weights; see Note [Off the manifold]."""
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if not isinstance(module, UnitaryModule) or not module.training or tracing:
+        return
+    for name, seen in module._seen.items():
+        parameter = module._parameters[name]
+        # Under functional_call, vmap or DataParallel it is not the parameter that is used.
+        if type(parameter) is nn.Parameter and not seen.is_of(parameter):
+            watch([module.unitary_weight(name)])
+
+
 def factored_weight(module: nn.Module, name: str) -> UnitaryWeight | None:
     """The weight of a layer if a forward pass now is to collect its gradient and not to leave it to autograd."""
-    # A scripted layer is not a UnitaryModule; its gradients are dense.
     if not isinstance(module, UnitaryModule) or module.gradient == "dense" or not torch.is_grad_enabled():
-        return None
+        return None  # a scripted layer is no UnitaryModule; its gradients are dense
     parameter = getattr(module, name)
     return module.unitary_weight(name) if parameter is not None and parameter.requires_grad else None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..projunn.collect import collect
 from ..projunn.rule import UpdateRule
 from .activation import make_activation
-from .base import UnitaryModule, factored_weight
+from .base import UnitaryModule, factored_weight, watch_own
 
 NONLINEARITIES = ("tanh", "relu", "modrelu", "identity")
 
@@ -128,6 +128,7 @@ class UnitaryRNNCell(UnitaryRNNBase):
         return self.value("weight_hh")
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        watch_own(self)
         for name, x in (("input", input), ("hidden", hx)):
             if x is not None and x.dim() not in (1, 2):
                 raise ValueError(f"UnitaryRNNCell: Expected {name} to be 1D or 2D, got {x.dim()}D instead")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..init import haar_
 from ..projunn.rule import UpdateRule
-from .base import UnitaryModule, factored_weight
+from .base import UnitaryModule, factored_weight, watch_own
 from .support import BASIS_POINTS, FullSupport, LocalSupport, described, support_of
 
 Sides = int | Sequence[int]
@@ -207,6 +207,7 @@ class OrthogonalConvNd(UnitaryModule):
                 self.weight_pairs.copy_(torch.view_as_real(pairs))
 
     def forward(self, input: Tensor) -> Tensor:
+        watch_own(self)
         support = support_of(self._support)
         x = _batched(input, len(support.stride), self.in_channels, self.input_size)
         constants = {name: getattr(self, name) for name in support.constant_names}

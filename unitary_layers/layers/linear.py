@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..projunn.collect import collect
 from ..projunn.rule import UpdateRule
-from .base import UnitaryModule, factored_weight
+from .base import UnitaryModule, factored_weight, watch_own
 
 
 class UnitaryLinear(UnitaryModule):
@@ -84,6 +84,7 @@ class UnitaryLinear(UnitaryModule):
         return self.value("weight")[: self.out_features, : self.in_features]
 
     def forward(self, input: Tensor) -> Tensor:
+        watch_own(self)
         weight = self.value("weight", like=input)[: self.out_features, : self.in_features]
         bias = None if self.bias is None else self.value("bias")
         if (factored := factored_weight(self, "weight")) is None:

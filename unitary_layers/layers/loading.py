@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import nearest_unitary, unitarity_error
+from ..projunn.watch import rounding_tolerance
 from ..projunn.weight import UnitaryWeight, as_matrix
 
 HALF = (torch.float16, torch.bfloat16)
@@ -45,7 +46,7 @@ def _checked(key: str, loaded: Tensor, weight: UnitaryWeight, errors: list[str])
     if not torch.isfinite(matrix).all():
         errors.append(f"expected a finite unitary weight {key!r}, got NaN or infinity; it was not loaded")
         return weight.parameter.detach()
-    error, tolerance = float(unitarity_error(matrix).amax()), load_tolerance(weight)
+    error, tolerance = float(unitarity_error(matrix).amax()), rounding_tolerance(weight)
     if error <= tolerance:
         return loaded if loaded.is_contiguous() else stored
     warnings.warn(
@@ -72,8 +73,3 @@ def _complete(state_dict: dict[str, Any], key: str, weight: UnitaryWeight) -> No
 def _or_zeros(buffer: Tensor, device: torch.device) -> Tensor:
     """The buffer itself, or zeros where it is on the meta device and so has no values."""
     return torch.zeros_like(buffer, device=device) if buffer.is_meta else buffer
-
-
-def load_tolerance(weight: UnitaryWeight) -> float:
-    """The ``|W^H W - I|_F`` up to which a loaded matrix counts as unitary: 10 n eps of the layer's precision."""
-    return 10 * weight.matrix.size(-1) * torch.finfo(weight.parameter.dtype).eps

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..projunn.rule import UpdateRule
 from .activation import make_activation
-from .base import factored_weight
+from .base import factored_weight, watch_own
 from .cell import UnitaryRNNBase, dtype_differs
 from .scan import scan
 
@@ -145,6 +145,7 @@ class UnitaryRNN(UnitaryRNNBase):
 
     def _run(self, x: Tensor, batch_sizes: Sequence[int], hx: Tensor | None) -> tuple[Tensor, Tensor]:
         """All layers over packed rows ``(sum(batch_sizes), input_size)`` from ``(D * num_layers, batch, n)``."""
+        watch_own(self)
         hx = self._initial_state(x, batch_sizes[0], hx)
         h_n = []
         for layer in range(self.num_layers):

@@ -10,6 +10,7 @@ from .batch import Batch, Step, batches
 from .gradient import DenseGradient, GradientOperator
 from .rule import Sample, UpdateRule
 from .sampling import LINEAR_SAMPLERS, recompressed
+from .watch import watch
 from .weight import UnitaryWeight, unitary_weights
 
 
@@ -25,8 +26,8 @@ def projunn_step(module: nn.Module, *, lr_scale: float = 1.0) -> None:
         lr_scale: factor of every rule's learning rate, for a schedule.
 
     Raises:
-        RuntimeError: if a gradient has a NaN or an infinity (unless its rule says "skip"), naming the weight; then no
-            weight was changed and all gradients are still there.
+        RuntimeError: if a gradient has a NaN or an infinity (unless its rule says "skip"), or a weight is not unitary
+            (where its rule says "raise"), naming the weight; then no weight was changed and all gradients are there.
     """
     step_from_gradients(unitary_weights(module), lambda weight: weight.rule.with_lr(weight.rule.lr * lr_scale))
 
@@ -43,6 +44,7 @@ def step_from_gradients(
     """
     with torch.no_grad():
         pairs = [(weight, gradient) for weight in weights if (gradient := weight.gradient) is not None]
+        watch(weight for weight, _ in pairs)
         if prepare is None:
             steps = [Step(weight, gradient, rule(weight)) for weight, gradient in pairs]
         else:
@@ -133,6 +135,7 @@ def _write(batch: Batch, change: LowRank, sample: Sample) -> None:
     for weight, matrix in zip(weights, matrices, strict=True):
         if period and int(weight.count) % period == 0:
             matrix.copy_(nearest_unitary(matrix))
+        weight.seen.note(weight.parameter)
 
 
 def _copy_(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -171,9 +174,10 @@ def retract_(module: nn.Module) -> None:
     for weight in unitary_weights(module):
         if not torch.isfinite(weight.matrix).all():
             raise ValueError(f"expected a finite unitary weight {weight.name!r}, got NaN or infinity")
-        retracted.append((weight.matrix, nearest_unitary(weight.matrix)))
-    for matrix, nearest in retracted:
-        matrix.copy_(nearest)
+        retracted.append((weight, nearest_unitary(weight.matrix)))
+    for weight, nearest in retracted:
+        weight.matrix.copy_(nearest)
+        weight.seen.note(weight.parameter)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from .rotation import VARIANTS, rotation
 from .sampling import SAMPLERS
 
 NONFINITE = ("raise", "skip")
+OFF = ("retract", "raise")
 
 Key = tuple[int, int]  # index of a weight in its model, number of its steps so far
 
@@ -49,6 +50,8 @@ class UpdateRule:
         retract_every: steps between two repairs of the rounding drift; 0 for never, None for max(1000, n), which costs
             less than a tenth of the steps.
         nonfinite: what to do with a gradient that has a NaN or an infinity: "raise" an error, or "skip" the weight.
+        off_manifold: what to do with a weight that something else has written so that it is not unitary: "retract" it
+            with a warning, or "raise" an error; see Note [Off the manifold].
         precondition: whether to divide the gradient by the root of the second moments of its rows and columns, RMSprop
             with a state of 2n numbers; see Note [Preconditioning without a matrix]. lr is then near a step length: no
             step is longer than ``2 lr sqrt(n k)``, in Frobenius norm.
@@ -71,11 +74,17 @@ class UpdateRule:
     seed: int = 0
     retract_every: int | None = None
     nonfinite: str = "raise"
+    off_manifold: str = "retract"
     precondition: bool = False
     alpha: float = 0.99
 
     def __post_init__(self) -> None:
-        for name, choices in (("variant", VARIANTS), ("sampler", SAMPLERS), ("nonfinite", NONFINITE)):
+        for name, choices in (
+            ("variant", VARIANTS),
+            ("sampler", SAMPLERS),
+            ("nonfinite", NONFINITE),
+            ("off_manifold", OFF),
+        ):
             if getattr(self, name) not in tuple(choices):
                 raise ValueError(f"expected {name} to be one of {tuple(choices)}, got {getattr(self, name)!r}")
         for name, least in (("rank", 1), ("seed", 0), ("retract_every", 0)):

@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -41,6 +41,27 @@ class Collected:
         self.probes = None if self.probes is None else Probes(*map(moved, self.probes))
 
 
+class Seen:
+    """What torch counts of a weight's memory since it was last known to be unitary; see Note [Off the manifold]."""
+
+    def __init__(self) -> None:
+        self._mark: tuple[int, int, int] | None = None
+
+    def note(self, parameter: Tensor) -> None:
+        """Keeps in mind that the parameter is unitary now."""
+        self._mark = self._of(parameter)
+
+    def is_of(self, parameter: Tensor) -> bool:
+        """Whether nothing has written the parameter since."""
+        return self._mark is not None and self._mark == self._of(parameter)
+
+    @staticmethod
+    def _of(parameter: Tensor) -> tuple[int, int, int] | None:
+        if parameter.is_inference():  # torch counts no versions of these, and nothing trains them
+            return None
+        return id(parameter), parameter._version, parameter.data_ptr()
+
+
 @dataclass(frozen=True)
 class UnitaryWeight:
     """One unitary weight and what its module keeps about it.
@@ -55,6 +76,7 @@ class UnitaryWeight:
         index: position among the unitary weights of that tree, part of the key of its random numbers.
         moments: buffers ``(..., n)`` of a rule with ``precondition``, or None.
         collected: the place of its sampled gradient, in a layer with ``gradient="factored"``; else None.
+        seen: when it was last known to be unitary.
     """
 
     name: str
@@ -66,6 +88,7 @@ class UnitaryWeight:
     index: int = 0
     moments: Moments | None = None
     collected: Collected | None = None
+    seen: Seen = field(default_factory=Seen)
 
     @property
     def key(self) -> tuple[int, int]:
@@ -97,7 +120,7 @@ class UnitaryWeight:
         """The same weight by its name and place in a larger tree."""
         # Spelt out: dataclasses.replace takes four times as long, for each weight at each step.
         parts = (self.parameter, self.is_complex, self.rule, self.count, self.previous)
-        return UnitaryWeight(name, *parts, index, self.moments, self.collected)
+        return UnitaryWeight(name, *parts, index, self.moments, self.collected, self.seen)
 
     def drop_gradient(self) -> None:
         """Forgets the gradient, as ``zero_grad`` does."""

@@ -1,0 +1,155 @@
+"""What every layer promises where something else writes its weights: it is noticed, named, and repaired or refused."""
+
+import dataclasses
+import math
+import warnings
+
+import pytest
+import torch
+from entries import every_entry, loss_of, matrices, same_tensors, snapshot
+from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from unitary_layers import UnitaryLinear, UpdateRule, nearest_unitary, projunn_step, retract_
+from unitary_layers.projunn import unitary_weights
+from unitary_layers.testing import assert_unitary
+
+
+def by_a_torch_optimiser(module: nn.Module) -> None:
+    """A user who forgot which of the two steps first, or projunn_step altogether."""
+    parameters = [weight.parameter for weight in unitary_weights(module)]
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    torch.optim.AdamW(parameters, lr=0.1).step()
+    for p in parameters:
+        p.grad = None
+
+
+def by_an_edit(module: nn.Module) -> None:
+    with torch.no_grad():
+        for weight in unitary_weights(module):
+            weight.parameter.view(-1)[0] += 0.5
+
+
+def by_a_vector(module: nn.Module) -> None:
+    parameters = [weight.parameter for weight in unitary_weights(module)]
+    vector_to_parameters(parameters_to_vector(parameters).detach() * 1.5, parameters)
+
+
+def by_an_average(module: nn.Module) -> None:
+    with torch.no_grad():
+        for weight in unitary_weights(module):
+            weight.parameter.lerp_(torch.zeros_like(weight.parameter), 0.3)
+
+
+def by_initialisation(module: nn.Module) -> None:
+    for weight in unitary_weights(module):
+        nn.init.trunc_normal_(weight.parameter, std=0.2)
+
+
+def by_another_parameter(module: nn.Module) -> None:
+    for weight in list(unitary_weights(module)):
+        *path, name = weight.name.split(".")
+        setattr(module.get_submodule(".".join(path)), name, nn.Parameter(weight.parameter.detach() * 2))
+
+
+DAMAGES = (by_a_torch_optimiser, by_an_edit, by_a_vector, by_an_average, by_initialisation, by_another_parameter)
+every_damage = pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+
+
+def expected_after(module: nn.Module) -> list[torch.Tensor]:
+    return [nearest_unitary(weight.matrix) for weight in unitary_weights(module)]
+
+
+@every_entry
+@every_damage
+def test_a_forward_in_training_notices_names_and_repairs(entry, damage):
+    module = entry.make()
+    names = list(matrices(module))
+    damage(module)
+    expected = expected_after(module)
+    with pytest.warns(
+        UserWarning, match=r"was written by something else: expected \|W\^H W - I\|_F <= .*, got"
+    ) as seen:
+        loss = loss_of(module, entry.input())
+    for name in names:
+        assert sum(f"{name.split('.')[-1]!r} (" in str(w.message) for w in seen) >= 1
+    for weight, nearest in zip(unitary_weights(module), expected, strict=True):
+        torch.testing.assert_close(weight.matrix, nearest)
+    loss.backward()  # the weights were mended before they were used
+    projunn_step(module)
+    assert_unitary(module)
+
+
+@every_entry
+def test_a_step_notices_too(entry):
+    module = entry.make()
+    loss_of(module, entry.input()).backward()
+    by_an_edit(module)
+    with pytest.warns(UserWarning, match="was written by something else"):
+        projunn_step(module)
+    assert_unitary(module)
+
+
+@every_entry
+@every_damage
+def test_it_can_be_refused_before_anything_changes(entry, damage):
+    module = entry.make(update=UpdateRule(lr=0.3, off_manifold="raise"))
+    loss_of(module, entry.input()).backward()
+    kept = [p.grad for p in module.parameters()]
+    damage(module)
+    for p, g in zip(module.parameters(), kept, strict=True):
+        p.grad = g
+    before = snapshot(module)
+    for trigger in (lambda: loss_of(module, entry.input()), lambda: projunn_step(module)):
+        with pytest.raises(RuntimeError, match=r"was written by something else.*no unitary weight was changed"):
+            trigger()
+    assert same_tensors(snapshot(module), before)
+    retract_(module)
+    loss_of(module, entry.input())
+
+
+@every_entry
+def test_what_is_not_finite_is_always_refused(entry):
+    module = entry.make()
+    with torch.no_grad():
+        next(iter(unitary_weights(module))).parameter.view(-1)[0] = math.nan
+    with pytest.raises(RuntimeError, match="got nan; no unitary weight was changed"):
+        loss_of(module, entry.input())
+
+
+@every_entry
+def test_nothing_is_said_where_nothing_is_wrong(entry):
+    """Training, evaluation, moves, copies and loading of unitary weights; and a second look costs no computation."""
+    module = entry.make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            loss_of(module, entry.input()).backward()
+            projunn_step(module)
+        module.load_state_dict({k: v.clone() for k, v in module.state_dict().items()})
+        loss_of(module, entry.input())
+        module.double()
+        loss_of(module, entry.input(torch.float64))
+        module.float()
+        loss_of(module, entry.input())
+    by_an_edit(module)
+    module.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # evaluation shows the weights as they are
+        loss_of(module, entry.input())
+
+
+def test_another_rule_changes_the_policy():
+    layer = UnitaryLinear(4, 4)
+    layer.update = dataclasses.replace(layer.update, off_manifold="raise")
+    by_an_edit(layer)
+    with pytest.raises(RuntimeError, match=r"unitary weight 'weight' \(4, 4\)"):
+        layer(torch.randn(2, 4))
+    with pytest.raises(ValueError, match=r"off_manifold to be one of \('retract', 'raise'\), got 'ignore'"):
+        UpdateRule(off_manifold="ignore")
+
+
+def test_a_start_of_ones_own_is_looked_at():
+    with pytest.warns(UserWarning, match="was written by something else"):
+        UnitaryLinear(3, 3, init=nn.init.ones_)(torch.randn(2, 3))

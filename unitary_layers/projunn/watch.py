@@ -1,0 +1,53 @@
+"""Notices when something else has written a unitary weight, and brings it back to the manifold."""
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+
+from ..linalg import nearest_unitary, unitarity_error
+from .weight import UnitaryWeight
+
+# Note [Off the manifold]
+# An optimiser of torch that was given a unitary weight and its .grad, an average of weights, nn.init, an edit under
+# no_grad, vector_to_parameters: each leaves a weight that is not unitary, without an error. All of them change the
+# version that torch counts for a tensor, or its address, while a layer knows both from its own last write. So each
+# step, and each forward in training, compares a few integers; only where they differ is |W^H W - I|_F computed. A
+# weight off by more than rounding is reported by name and retracted, or refused with UpdateRule(off_manifold="raise").
+# Writes through ``parameter.data`` are not counted by torch and are not seen here; the retraction that is due every
+# max(1000, n) steps repairs them in silence.
+
+
+@torch.no_grad()
+def watch(weights: Iterable[UnitaryWeight]) -> None:
+    """Looks at those of the weights that something else may have written since they were last known to be unitary.
+
+    Warns:
+        UserWarning: for a weight that is not unitary and is replaced by the nearest unitary one.
+
+    Raises:
+        RuntimeError: for such a weight of a rule with ``off_manifold="raise"``, or one with a NaN or an infinity; then
+            no weight has been changed.
+    """
+    off = []
+    for weight in weights:
+        if weight.seen.is_of(weight.parameter) or weight.parameter.is_meta:
+            continue
+        error, tolerance = float(unitarity_error(weight.matrix).amax()), rounding_tolerance(weight)
+        if error <= tolerance:
+            weight.seen.note(weight.parameter)
+            continue
+        message = f"the unitary weight {weight.name!r} {tuple(weight.matrix.shape)} was written by something else"
+        message += f": expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}"
+        if weight.rule.off_manifold == "raise" or not torch.isfinite(weight.matrix).all():
+            raise RuntimeError(f"{message}; no unitary weight was changed (retract_() repairs a finite one)")
+        off.append((weight, message))
+    for weight, message in off:
+        warnings.warn(f"{message}; the nearest unitary matrix is used instead", stacklevel=3)
+        weight.matrix.copy_(nearest_unitary(weight.matrix))
+        weight.seen.note(weight.parameter)
+
+
+def rounding_tolerance(weight: UnitaryWeight) -> float:
+    """The ``|W^H W - I|_F`` up to which a matrix counts as unitary: 10 n eps of the precision it is stored in."""
+    return 10 * weight.matrix.size(-1) * torch.finfo(weight.parameter.dtype).eps
