@@ -38,6 +38,7 @@ from .projunn import projunn_d as projunn_d
 from .projunn import projunn_step as projunn_step
 from .projunn import projunn_t as projunn_t
 from .projunn import retract_ as retract_
+from .projunn import share_gradients as share_gradients
 from .projunn import unitarity_error_of as unitarity_error_of
 
 register_with_timm()

@@ -148,6 +148,8 @@ class ProjUNN(Optimizer):
         """What the weight is to go against; updates its state."""
         if isinstance(gradient, LowRank):
             return gradient.scale(-1.0) if group["maximize"] else gradient
+        if group["direction"] in ("plain", "moments") and not group["maximize"]:
+            return gradient
         g = -gradient.dense() if group["maximize"] else gradient.dense()
         if group["direction"] == "momentum":
             moving = self._buffer(weight, "momentum_buffer")
@@ -161,7 +163,7 @@ class ProjUNN(Optimizer):
 
     def _with_moments(self, weight: UnitaryWeight, group: dict[str, Any]) -> UnitaryWeight:
         """The weight, where the direction is "moments" with those of this optimiser, which the step then updates."""
-        if group["direction"] != "moments" or not isinstance(weight.gradient, DenseGradient):
+        if group["direction"] != "moments" or isinstance(weight.gradient, LowRank):
             return weight
         state = self.state[weight.parameter]
         names = [f"{name}_moments" for name in Moments._fields]

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from ..init import INITS
 from ..projunn.moments import Moments
@@ -38,6 +39,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
 
     Attributes:
         is_complex: whether parameters are stored as real pairs; see Note [Storage].
+        process_group: the ranks that :func:`share_gradients` has it train with, or None.
     """
 
     extra_inits: ClassVar[tuple[str, ...]] = ()  # of a layer that knows a start of its own
@@ -75,6 +77,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         self._collected: dict[str, Collected] = {}
         self._check_sampler(update)
         self._seen: dict[str, Seen] = {}
+        self.process_group: ProcessGroup | None = None
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
         self._update = update
         register_owner(self)
@@ -147,6 +150,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
             None if rows is None else Moments(rows, columns),
             self._collected.get(name),
             self._seen[name],
+            self.process_group,
         )
 
     def extra_repr_of_rule(self, default_init: str) -> list[str]:
@@ -209,6 +213,9 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         for name in known:  # in another place or precision it is as unitary as it was
             self._seen[name].note(getattr(self, name))
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"process_group": None}  # a copy shares its gradients with nobody
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

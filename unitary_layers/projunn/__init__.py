@@ -1,8 +1,9 @@
 """The algorithm, a file a stop of the gradient's journey: gradient, moments, sampling, rotation, rule,
-weight, collect, hook, attach."""
+weight, watch, distributed, collect, batch, hook, attach."""
 
 from .attach import AttachHandle as AttachHandle
 from .attach import attach as attach
+from .distributed import share_gradients as share_gradients
 from .gradient import DenseGradient as DenseGradient
 from .gradient import FactoredGradient as FactoredGradient
 from .gradient import GradientOperator as GradientOperator

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import LowRank
+from .distributed import ReducedGradient
 from .gradient import DenseGradient, GradientOperator
 from .moments import Moments, Probes
 from .rule import UpdateRule
@@ -67,6 +68,8 @@ class Batch:
         directions = [step.direction for step in self.steps]
         if isinstance(first, LowRank):
             return LowRank(*map(self.stack, zip(*directions, strict=True)))
+        if isinstance(first, ReducedGradient):
+            return ReducedGradient(DenseGradient(self.stack(d.inner.matrix for d in directions)), first.group)
         return DenseGradient(self.stack(direction.matrix for direction in directions))
 
     @property
@@ -114,7 +117,10 @@ def batches(steps: Iterable[Step]) -> Iterator[Batch]:
 def _kind(step: Step) -> tuple[object, ...] | None:
     """What steps of a batch have in common; None for one that goes alone."""
     parameter, direction = step.weight.parameter, step.direction
+    group = direction.group if isinstance(direction, ReducedGradient) else None
+    if group is not None:
+        direction = direction.inner
     if parameter.numel() > LARGEST or not isinstance(direction, (DenseGradient, LowRank)):
         return None
     rank = direction.rank if isinstance(direction, LowRank) else None
-    return step.rule, parameter.shape, parameter.dtype, parameter.device, step.weight.is_complex, rank
+    return step.rule, parameter.shape, parameter.dtype, parameter.device, step.weight.is_complex, rank, group

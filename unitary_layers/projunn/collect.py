@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ..linalg import LowRank
 from ..linalg.lowrank import k_major
+from .distributed import check_alone, reduced
 from .gradient import FactoredGradient, GradientOperator, SummedGradient
 from .sampling import recompressed
 from .weight import UnitaryWeight, as_matrix
@@ -84,7 +85,8 @@ class _Join(torch.autograd.Function):
 
 def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
     """Samples a gradient and adds it to what its weight has collected; see Note [Sampling inside backward]."""
-    collected, rule = weight.collected, weight.rule
+    check_alone(weight)
+    collected, rule, gradient = weight.collected, weight.rule, reduced(weight, gradient)
     sample = rule.sample(gradient, [weight.key], weight.previous_factor, weight.moments, collected.probes)
     collected.probes = sample.probes
     if collected.low_rank is None:

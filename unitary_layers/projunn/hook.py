@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..linalg import LowRank, nearest_unitary, unitarity_error
 from .batch import Batch, Step, batches
+from .distributed import with_gradients
 from .gradient import DenseGradient, GradientOperator
 from .rule import Sample, UpdateRule
 from .sampling import LINEAR_SAMPLERS, recompressed
@@ -43,7 +44,7 @@ def step_from_gradients(
     ``prepare`` turns a gradient into the direction to go against, after all gradients have been found to be finite.
     """
     with torch.no_grad():
-        pairs = [(weight, gradient) for weight in weights if (gradient := weight.gradient) is not None]
+        pairs = with_gradients(weights)
         watch(weight for weight, _ in pairs)
         if prepare is None:
             steps = [Step(weight, gradient, rule(weight)) for weight, gradient in pairs]

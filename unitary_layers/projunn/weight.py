@@ -4,10 +4,11 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from ..linalg import LowRank
 from .gradient import DenseGradient, GradientOperator
@@ -77,6 +78,7 @@ class UnitaryWeight:
         moments: buffers ``(..., n)`` of a rule with ``precondition``, or None.
         collected: the place of its sampled gradient, in a layer with ``gradient="factored"``; else None.
         seen: when it was last known to be unitary.
+        group: the ranks that it shares its gradients with, or None.
     """
 
     name: str
@@ -89,6 +91,7 @@ class UnitaryWeight:
     moments: Moments | None = None
     collected: Collected | None = None
     seen: Seen = field(default_factory=Seen)
+    group: ProcessGroup | None = None
 
     @property
     def key(self) -> tuple[int, int]:
@@ -120,7 +123,7 @@ class UnitaryWeight:
         """The same weight by its name and place in a larger tree."""
         # Spelt out: dataclasses.replace takes four times as long, for each weight at each step.
         parts = (self.parameter, self.is_complex, self.rule, self.count, self.previous)
-        return UnitaryWeight(name, *parts, index, self.moments, self.collected, self.seen)
+        return UnitaryWeight(name, *parts, index, self.moments, self.collected, self.seen, self.group)
 
     def drop_gradient(self) -> None:
         """Forgets the gradient, as ``zero_grad`` does."""
@@ -128,6 +131,7 @@ class UnitaryWeight:
         clear_collected([self])
 
 
+@runtime_checkable
 class UnitaryOwner(Protocol):
     """A module that owns unitary weights: anything with this one method is found by :func:`unitary_weights`."""
 
