@@ -56,6 +56,7 @@ class Trainer:
     """One run: a model, its optimiser and where it stands.
 
     Attributes:
+        network: what runs in training: the model itself, or a wrapper of it.
         step, seconds: training steps done and the time spent in them.
         log: the rows written so far.
     """
@@ -65,7 +66,7 @@ class Trainer:
         self.checkpoint: Path = args.out / "checkpoint.pt"
         if self.checkpoint.exists() and not (args.resume or args.overwrite):
             raise RuntimeError(f"{args.out} holds a run: --resume continues, --overwrite replaces it, or change --out")
-        self.model = build_model(args, task)
+        self.model = self.network = build_model(args, task)
         self.optimizer = build_optimizer(args, self.model)
         self.scheduler = CosineAnnealingLR(self.optimizer, args.steps) if args.schedule == "cosine" else None
         self.step, self.seconds = 0, 0.0
@@ -110,7 +111,7 @@ class Trainer:
         """Loss and accuracy of one batch, and the update; no update where the loss is not finite."""
         start = time.perf_counter()
         inputs, targets = self.task.batch(self.step)
-        outputs = self.model(inputs)
+        outputs = self.network(inputs)
         loss = self.task.loss(outputs, targets)
         result = loss.item(), self.task.accuracy(outputs.detach(), targets).item()
         if math.isfinite(result[0]):
