@@ -10,15 +10,12 @@ from unitary_layers import (
     UnitaryLinear,
     UnitaryRNN,
     UpdateRule,
-    haar_unitary,
     nearest_unitary,
     projunn_step,
     retract_,
     unitarity_error_of,
 )
-from unitary_layers.linalg import LowRank
 from unitary_layers.projunn import hook, unitary_weights
-from unitary_layers.projunn.hook import add_low_rank_
 from unitary_layers.testing import assert_unitary
 
 
@@ -206,14 +203,3 @@ def test_unitarity_error_of_a_tree():
     with torch.no_grad():
         net[3].weight.mul_(2)
     torch.testing.assert_close(float(unitarity_error_of(net)), 3 * math.sqrt(6), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-def test_low_rank_addition_in_place(batch, dtype):
-    w = haar_unitary(5, batch=batch, dtype=dtype)
-    change = LowRank(torch.randn(*batch, 5, 2, dtype=dtype), torch.randn(*batch, 5, 2, dtype=dtype))
-    expected, pointer = w + change.matrix(), w.data_ptr()
-    add_low_rank_(w, change)
-    torch.testing.assert_close(w, expected)
-    assert w.data_ptr() == pointer

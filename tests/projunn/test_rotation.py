@@ -9,8 +9,8 @@ from strategies import DTYPES, Problem, eps, problems, wide
 from torch import Tensor
 
 from unitary_layers.linalg import LowRank, haar_unitary, unitarity_error
+from unitary_layers.linalg.thin import add_low_rank_
 from unitary_layers.projunn import projunn_d, projunn_t
-from unitary_layers.projunn.hook import add_low_rank_
 from unitary_layers.projunn.rotation import rotation
 from unitary_layers.testing import assert_unitary
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..linalg.thin import thin_times, times_thin
+
 
 class GradientOperator(ABC):
     """A matrix G of shape ``(..., m, n)``, known by its products with thin matrices."""
@@ -77,11 +79,10 @@ class DenseGradient(GradientOperator):
         return self.matrix.device
 
     def matmul(self, v: Tensor) -> Tensor:
-        return self.matrix @ v
+        return times_thin(self.matrix, v)
 
     def rmatmul(self, u: Tensor) -> Tensor:
-        # (u^H G)^H and not G^H u: a row-major G is streamed once; see Note [Thin factors are k-major].
-        return (u.mH @ self.matrix).mH
+        return thin_times(u, self.matrix).mH
 
     def dense(self) -> Tensor:
         return self.matrix
@@ -96,10 +97,7 @@ class DenseGradient(GradientOperator):
 # For y = x W^T the gradient of W is G = delta^T conj(x), with delta, the gradient of y, and x both (rows, n): a product
 # of 2 rows n^2 operations into a new n x n buffer. A sampler asks only for G v and G^H u, which are two thin products
 # each, of 4 k rows n operations. Both stream delta and x once, row-major, and land k-major; conjugates are taken of
-# what is thin. Many rows go in chunks, as a batch: BLAS runs a product of one or two columns on one thread, and the sum
-# over 100,352 rows of 512 in twice (k = 1) to three times (k = 2) the time that the batch takes on two.
-
-CHUNK = 128
+# what is thin. Many rows go in panels; see Note [Panels].
 
 
 @dataclass(frozen=True)
@@ -137,12 +135,7 @@ class FactoredGradient(GradientOperator):
     def _through(self, first: Tensor, second: Tensor, thin: Tensor) -> Tensor:
         """``second^T conj(first) thin``, padded to n rows."""
         thin = thin[..., : first.size(-1), :].to(first.dtype)
-        rows = first.size(-2)
-        whole = 0 if first.ndim > 2 or rows < 2 * CHUNK else rows - rows % CHUNK
-        product = _thin_product(first[..., whole:, :], second[..., whole:, :], thin)
-        if whole:
-            chunks = (x[:whole].unflatten(0, (-1, CHUNK)) for x in (first, second))
-            product = _thin_product(*chunks, thin.expand(whole // CHUNK, -1, -1)).sum(0) + product
+        product = thin_times(times_thin(first, thin.conj()), second)
         return pad(product.to(self.dtype), (0, self.size - second.size(-1))).mT
 
     def dense(self) -> Tensor:
@@ -151,11 +144,6 @@ class FactoredGradient(GradientOperator):
 
     def is_finite(self) -> bool:
         return DenseGradient(self.delta).is_finite() and DenseGradient(self.input).is_finite()
-
-
-def _thin_product(first: Tensor, second: Tensor, thin: Tensor) -> Tensor:
-    """``(second^T conj(first) thin)^T``, row-major ``(..., k, n)``."""
-    return (first @ thin.conj()).mH @ second
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..linalg import LowRank, nearest_unitary, unitarity_error
+from ..linalg.thin import add_low_rank_
 from .batch import Batch, Step, batches
 from .distributed import with_gradients
 from .gradient import DenseGradient, GradientOperator
@@ -142,15 +143,6 @@ def _write(batch: Batch, change: LowRank, sample: Sample) -> None:
 def _copy_(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for buffer, value in zip(buffers, values, strict=True):
         buffer.copy_(value)
-
-
-def add_low_rank_(matrix: Tensor, change: LowRank) -> None:
-    """Adds ``left @ right^H`` to a contiguous ``(..., n, n)`` in place, without a temporary of its size."""
-    if matrix.ndim == 2:
-        matrix.addmm_(change.left, change.right.mH)
-    else:
-        left, right = (factor.flatten(end_dim=-3) for factor in change)
-        matrix.view(-1, *matrix.shape[-2:]).baddbmm_(left, right.mH)
 
 
 def drop_gradients(module: nn.Module) -> None:

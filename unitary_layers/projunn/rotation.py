@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..linalg import LowRank, orthonormal_basis
 from ..linalg.lowrank import k_major
+from ..linalg.thin import thin_times, times_thin
 from ..linalg.unitary import double, polar_by_svd
 
 # Note [A rotation in a plane]
@@ -95,13 +96,13 @@ def rotation(weight: Tensor, update: LowRank, variant: str) -> LowRank:
         k-major factors ``(..., n, min(n, 2 k))``.
     """
     a, b = update
-    c = (a.mH @ weight).mH
+    c = thin_times(a, weight).mH
     frame = torch.cat([b, c], dim=-1)
     q = orthonormal_basis(frame)
     r = double(q.mH @ frame)
     k = update.rank
     p = VARIANTS[variant](r[..., k:] @ r[..., :k].mH)
-    left = weight @ q @ _plus_identity(p, -1.0).to(weight.dtype)
+    left = times_thin(weight, q) @ _plus_identity(p, -1.0).to(weight.dtype)
     return LowRank(left, q)
 
 
