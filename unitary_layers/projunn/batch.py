@@ -54,7 +54,7 @@ class Batch:
         """What their random numbers depend on."""
         return [step.weight.key for step in self.steps]
 
-    @property
+    @cached_property
     def matrices(self) -> list[Tensor]:
         """The unitary matrices, views of their parameters."""
         return [step.weight.matrix for step in self.steps]
