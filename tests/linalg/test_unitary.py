@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from strategies import DTYPES, batches, dtypes, eps, seeds, sizes, wide
+from torch.utils.flop_counter import FlopCounterMode
 
 from unitary_layers.linalg import haar_unitary, nearest_unitary, unitarity_error
 from unitary_layers.testing import assert_unitary
@@ -63,6 +64,20 @@ def test_near_the_manifold_both_ways_agree(dtype, shape):
     u, _, vh = torch.linalg.svd(wide(x), full_matrices=False)
     assert torch.linalg.matrix_norm(wide(nearest_unitary(x)) - u @ vh).max() <= 10 * n * eps(dtype)
     assert_unitary(nearest_unitary(x))
+
+
+@pytest.mark.parametrize("error", [1e-6, 1e-4, 1e-2, 0.4])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_repair_is_exact_from_wherever_it_starts_and_cheap_near_the_manifold(dtype, error):
+    n = 24
+    exact = haar_unitary(n, dtype=torch.promote_types(dtype, torch.float64))
+    x = exact + torch.randn(n, n, dtype=exact.dtype) * (error / 2 / n)  # |X^H X - I| is about twice |X - exact|
+    u, _, vh = torch.linalg.svd(wide(x.to(dtype)))
+    with FlopCounterMode(display=False) as flops:
+        nearest = nearest_unitary(x.to(dtype))
+    assert torch.linalg.matrix_norm(wide(nearest) - u @ vh) <= n * eps(dtype) + 10 * n * eps(torch.float64)
+    rounds = (flops.get_total_flops() / (2 * n**3) - 1) / 2  # one product measures the error, two make a round
+    assert 1 <= rounds <= {1e-6: 1, 1e-4: 2, 1e-2: 3, 0.4: 6}[error] + (eps(dtype) < 1e-9)
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
