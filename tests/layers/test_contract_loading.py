@@ -1,13 +1,15 @@
 """What every layer promises when what is loaded is not a unitary weight: repaired with a warning, or refused."""
 
+import io
 from dataclasses import replace
 
 import pytest
 import torch
-from entries import POWER, assert_trains, every_entry, matrices, snapshot, trained
+from entries import POWER, assert_trains, every_entry, matrices, same_tensors, snapshot, step, trained
 from torch import Tensor, nn
 
 from unitary_layers import UnitaryLinear, UnitaryRNN, UnitaryRNNCell, nearest_unitary
+from unitary_layers.layers.base import UnitaryModule
 from unitary_layers.projunn import unitary_weights
 from unitary_layers.testing import assert_unitary
 
@@ -33,6 +35,42 @@ def test_a_rounded_weight_is_retracted_with_a_warning(entry, dtype, assign):
         assert (distance <= 2 * matrix.size(-1) * torch.finfo(torch.bfloat16).eps).all()
         assert matrix.is_contiguous()
     assert_trains(target, entry, dtype if assign else torch.float32)  # assign takes the dtype of what is loaded
+
+
+def saved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What comes back from a file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@every_entry
+def test_a_state_dict_tells_its_version_and_a_newer_one_is_refused(entry):
+    source, target = trained(entry), trained(entry)
+    state = saved(source.state_dict())
+    names = [name for name, m in source.named_modules() if isinstance(m, UnitaryModule)]
+    assert names
+    assert all(state._metadata[name]["version"] == 1 for name in names)
+    target.load_state_dict(state)
+    step(target, entry.input())
+    for name in names:
+        state._metadata[name]["version"] = 2
+        module = target.get_submodule(name)
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        before = [t.clone() for t in own]
+        with pytest.raises(RuntimeError, match="dict of version 1 or older, got version 2, which a later") as refusal:
+            target.load_state_dict(state)
+        assert f"{name}.{type(module).__name__}".lstrip(".") in str(refusal.value)
+        assert all(torch.equal(t, kept) for t, kept in zip(own, before, strict=True))
+        state._metadata[name]["version"] = 1
+
+
+@every_entry
+def test_a_state_dict_without_a_version_is_loaded(entry):
+    source, target = trained(entry), entry.make(update=POWER)
+    target.load_state_dict(dict(saved(source.state_dict())))  # no metadata, as from safetensors
+    assert same_tensors(snapshot(target), snapshot(source))
 
 
 @every_entry

@@ -14,7 +14,7 @@ from ..projunn.rule import UpdateRule
 from ..projunn.sampling import LINEAR_SAMPLERS
 from ..projunn.watch import watch
 from ..projunn.weight import Collected, Seen, UnitaryWeight, as_matrix, register_owner
-from .loading import HALF, STATE, prepare_state
+from .loading import HALF, STATE, STATE_VERSION, is_too_new, prepare_state
 from .methods import UnitaryMethods
 
 GRADIENTS = ("dense", "factored")
@@ -42,6 +42,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         process_group: the ranks that :func:`share_gradients` has it train with, or None.
     """
 
+    _version: int = STATE_VERSION  # nn.Module writes it into the metadata of state dicts
     extra_inits: ClassVar[tuple[str, ...]] = ()  # of a layer that knows a start of its own
     __jit_unused_properties__: ClassVar[list[str]] = ["update", "matrix", "support", "all_weights"]
 
@@ -224,6 +225,8 @@ class UnitaryModule(UnitaryMethods, nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *reports: list[str]
     ) -> None:
+        if is_too_new(local_metadata, f"{prefix}{type(self).__name__}", reports[-1]):
+            return
         prepare_state(state_dict, prefix, self._kept_names(), self.own_unitary_weights(), reports[-1])
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *reports)
 

@@ -1,4 +1,4 @@
-"""Loading a state dict into a module with unitary weights: what is not unitary is repaired."""
+"""Loading a state dict into a module with unitary weights: one that is too new is refused, others are repaired."""
 
 import warnings
 from collections.abc import Iterable
@@ -12,7 +12,26 @@ from ..projunn.watch import rounding_tolerance
 from ..projunn.weight import UnitaryWeight, as_matrix
 
 HALF = (torch.float16, torch.bfloat16)
+STATE_VERSION = 1  # of the names, shapes and meaning of what a state dict holds; 1 is the first
 STATE = ("count", "previous", "row_moments", "column_moments")  # buffers of a weight, after its name
+
+
+def is_too_new(metadata: dict[str, Any], name: str, errors: list[str]) -> bool:
+    """Whether a later release wrote a module's part of a state dict in a way that is not known here; an error then.
+
+    Args:
+        metadata: of that part; without a version, as from safetensors, it is taken to be known.
+        name: of the module.
+        errors: takes the message.
+    """
+    version = metadata.get("version")
+    if version is None or version <= STATE_VERSION:
+        return False
+    errors.append(
+        f"{name}: expected a state dict of version {STATE_VERSION} or older, got version {version}, which a later "
+        "release of unitary_layers wrote; it was not loaded"
+    )
+    return True
 
 
 def prepare_state(
