@@ -1,15 +1,14 @@
 """What the image examples share: one run on timm's parts, with its log, curves and checkpoints.
 
-A run fills one folder (`--out`, by default runs/<script>/<set>_<model>): config.json, log.csv, curves.png,
-checkpoint.pt and, at the end, model.safetensors, which `timm.create_model(name, checkpoint_path=...)` reads. An epoch
-is a function of the state before it and of (seed, epoch), so `--resume` continues as if it had not been stopped.
+A run fills one folder (`--out`, by default runs/<script>/<set>_<model>): config.json, log.csv, curves.png, the last two
+checkpoints and, at the end, model.safetensors, which `timm.create_model(name, checkpoint_path=...)` reads. An epoch is
+a function of the state before it and of (seed, epoch), so `--resume` continues as if it had not been stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import sys
 import time
@@ -19,9 +18,9 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from checkpoint import check_config, load_checkpoint, save_checkpoint
 from image_data import SETS, make_dataset, make_loader
-from report import Log, Row, describe, draw_runs
+from report import Row, describe, draw_runs
+from resumable import ResumableRun
 from safetensors.torch import save_model
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -32,8 +31,6 @@ from tqdm import tqdm
 
 from unitary_layers import attach, retract_, unitarity_error_of
 from unitary_layers.projunn import unitary_weights
-
-HOUSEKEEPING = ("out", "resume", "overwrite", "threads", "device", "root", "workers")  # may differ on resuming
 
 
 def number_of_classes(args: argparse.Namespace, train: Any, test: Any) -> int:
@@ -59,21 +56,18 @@ def make_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Op
     return optimizer
 
 
-class ImageRun:
+class ImageRun(ResumableRun):
     """One run: a model, its optimiser, its data and where it stands.
 
     Attributes:
-        epoch, step, seconds: whole epochs and updates done, and the time spent in them.
-        log: a row for each epoch.
+        epoch: whole epochs done; each has a row in the log.
         average: timm's moving average of the weights with `--ema`, else None.
     """
 
     def __init__(self, args: argparse.Namespace, model: nn.Module, train: Any, test: Any, title: str) -> None:
-        self.args, self.model, self.title = args, model.to(args.device), title
+        super().__init__(args)
+        self.model, self.title, self.epoch = model.to(args.device), title, 0
         self.train_loader, self.test_loader = train, test
-        self.checkpoint: Path = args.out / "checkpoint.pt"
-        if self.checkpoint.exists() and not (args.resume or args.overwrite):
-            raise RuntimeError(f"{args.out} holds a run: --resume continues, --overwrite replaces it, or change --out")
         self.optimizer = make_optimizer(args, self.model)
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
@@ -88,51 +82,27 @@ class ImageRun:
         classes = model.num_classes
         mixed = Mixup(args.mixup, label_smoothing=args.smoothing, num_classes=classes) if args.mixup else None
         self.mixup, self.loss = mixed, SoftTargetCrossEntropy() if mixed else LabelSmoothingCrossEntropy(args.smoothing)
-        self.baseline = math.log(classes)
-        self.epoch, self.step, self.seconds = 0, 0, 0.0
-        self._open()
+        self.open({"title": title, "baseline": math.log(classes), "baseline_name": "guessing"}, timm=timm.__version__)
+        if self.step == 0:
+            self.weights.unlink(missing_ok=True)
 
-    def _open(self) -> None:
-        args = self.args
-        args.out.mkdir(parents=True, exist_ok=True)
-        if args.resume and self.checkpoint.exists():
-            self.load()
-        else:
-            for file in (self.checkpoint, args.out / "model.safetensors"):
-                file.unlink(missing_ok=True)
-        self.log = Log(args.out / "log.csv", self.step)
-        self.summary = {"title": self.title, "baseline": self.baseline, "baseline_name": "guessing"}
-        versions = {"torch": torch.__version__, "timm": timm.__version__}
-        config = {"options": self.config(), "task": self.summary, **versions, "device": args.device}
-        (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    @property
+    def weights(self) -> Path:
+        """Where the trained model is written."""
+        return self.args.out / "model.safetensors"
 
     def config(self) -> dict[str, Any]:
-        """The options that a run must keep when it is resumed."""
-        return {name: value for name, value in vars(self.args).items() if name not in HOUSEKEEPING}
+        return self.options_but("root", "workers")
 
-    def save(self) -> None:
-        content = {
-            "config": self.config(),
-            "step": self.step,
-            "epoch": self.epoch,
-            "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "average": self.average.module.state_dict() if self.average else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "rng": torch.get_rng_state(),
-        }
-        save_checkpoint(self.checkpoint, content)
+    def state(self) -> dict[str, Any]:
+        average = self.average.module.state_dict() if self.average else None
+        return super().state() | {"epoch": self.epoch, "average": average}
 
-    def load(self) -> None:
-        content = load_checkpoint(self.checkpoint)
-        check_config(self.checkpoint, content["config"], self.config())
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scheduler.load_state_dict(content["scheduler"])
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
         if self.average:
-            self.average.module.load_state_dict(content["average"])
-        self.step, self.epoch, self.seconds = content["step"], content["epoch"], content["seconds"]
+            self.average.module.load_state_dict(state["average"])
+        self.epoch = state["epoch"]
 
     def train_epoch(self) -> Row:
         """One pass over the training images; mean loss and accuracy (of mixed images none)."""
@@ -205,7 +175,7 @@ class ImageRun:
             self.log.append(row | self.evaluate())
             print(f"{self.title}, epoch {self.epoch}: {describe(self.log.rows[-1])}", flush=True)
             self.save()
-        save_model(self.evaluated(), str(self.args.out / "model.safetensors"))
+        save_model(self.evaluated(), str(self.weights))
         self.draw()
         return self.log.rows
 

@@ -10,17 +10,6 @@ from typing import Any
 import torch
 from models import DEFAULT_NONLINEARITY, KINDS
 
-HOUSEKEEPING = (
-    "out",
-    "resume",
-    "overwrite",
-    "threads",
-    "device",
-    "data",
-    "epochs",
-    "log_every",
-)  # may differ on resuming
-
 
 def number(text: str) -> float:
     """A number, also as a fraction: 1/32."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import pixel_sequence
 import torch
 import torch.distributed as dist
+from checkpoint import holds_checkpoint
 from report import Row
 from tasks import PixelSequence
 from torch.nn.parallel import DistributedDataParallel
@@ -34,7 +35,7 @@ class RankTrainer(Trainer):
         if args.batch_size % self.world:
             raise ValueError(f"expected --batch-size in multiples of the {self.world} ranks, got {args.batch_size}")
         shared = args.out / "checkpoint.pt"
-        resuming = args.resume and shared.exists()
+        resuming = args.resume and holds_checkpoint(shared)
         dist.barrier()  # all have looked before the first one writes
         if self.rank:
             args.out = Path(tempfile.mkdtemp())

@@ -1,25 +1,21 @@
-"""What the example scripts share: the training loop with its log, curves and checkpoints.
+"""What the sequence examples share: the training loop with its log, curves and checkpoints.
 
-A run fills one folder (`--out`, by default runs/<script>/<model>): config.json, log.csv, curves.png, checkpoint.pt.
-The checkpoint is written with every row of the log, and `--resume` continues from it bit for bit. `--resume` in a
-folder without a checkpoint starts the run, so that one command line serves for both.
+A run fills one folder (`--out`, by default runs/<script>/<model>): config.json, log.csv, curves.png, and the last two
+checkpoints. One is written with every row of the log, and `--resume` continues from it bit for bit.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint import check_config, load_checkpoint, save_checkpoint
 from models import SequenceModel
-from options import HOUSEKEEPING
-from report import Log, Row, describe, draw_runs
+from report import Row, describe, draw_runs
+from resumable import ResumableRun
 from tasks import Task
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
@@ -52,60 +48,24 @@ def build_optimizer(args: argparse.Namespace, model: SequenceModel) -> torch.opt
     return ProjUNN(model.parameters(), lr=args.lr, unitary_lr_scale=args.unitary_lr_scale)
 
 
-class Trainer:
+class Trainer(ResumableRun):
     """One run: a model, its optimiser and where it stands.
 
     Attributes:
         network: what runs in training: the model itself, or a wrapper of it.
-        step, seconds: training steps done and the time spent in them.
-        log: the rows written so far.
     """
 
     def __init__(self, args: argparse.Namespace, task: Task) -> None:
-        self.args, self.task = args, task
-        self.checkpoint: Path = args.out / "checkpoint.pt"
-        if self.checkpoint.exists() and not (args.resume or args.overwrite):
-            raise RuntimeError(f"{args.out} holds a run: --resume continues, --overwrite replaces it, or change --out")
+        super().__init__(args)
+        self.task = task
         self.model = self.network = build_model(args, task)
         self.optimizer = build_optimizer(args, self.model)
         self.scheduler = CosineAnnealingLR(self.optimizer, args.steps) if args.schedule == "cosine" else None
-        self.step, self.seconds = 0, 0.0
-        args.out.mkdir(parents=True, exist_ok=True)
-        if args.resume and self.checkpoint.exists():
-            self.load()
-        else:
-            self.checkpoint.unlink(missing_ok=True)
-        self.log = Log(args.out / "log.csv", self.step)
-        self.summary = {"title": task.title, "baseline": task.baseline, "baseline_name": task.baseline_name}
-        config = {"options": self.config(), "task": self.summary, "torch": torch.__version__, "device": args.device}
-        (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        self.open({"title": task.title, "baseline": task.baseline, "baseline_name": task.baseline_name})
 
     def config(self) -> dict[str, Any]:
         """The options that a run must keep when it is resumed; `steps` may grow unless the schedule depends on it."""
-        skipped = (*HOUSEKEEPING, "steps") if self.scheduler is None else HOUSEKEEPING
-        return {name: value for name, value in vars(self.args).items() if name not in skipped}
-
-    def save(self) -> None:
-        content = {
-            "config": self.config(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "rng": torch.get_rng_state(),
-        }
-        save_checkpoint(self.checkpoint, content)
-
-    def load(self) -> None:
-        content = load_checkpoint(self.checkpoint)
-        check_config(self.checkpoint, content["config"], self.config())
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        if self.scheduler:
-            self.scheduler.load_state_dict(content["scheduler"])
-        torch.set_rng_state(content["rng"])
-        self.step, self.seconds = content["step"], content["seconds"]
+        return self.options_but("data", "epochs", "log_every", *(("steps",) if self.scheduler is None else ()))
 
     def train_step(self) -> tuple[float, float]:
         """Loss and accuracy of one batch, and the update; no update where the loss is not finite."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint import KEYS, load_checkpoint, save_checkpoint
+from checkpoint import KEYS, DamagedCheckpoint, load_checkpoint, load_latest, previous_of, save_checkpoint
 from training import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -40,21 +40,66 @@ def place_of(path: Path, record: str) -> int:
     return path.read_bytes().index(data, info.header_offset)
 
 
+def damaged(data: bytes, damage: str, place: int) -> bytes:
+    return {"truncated": data[:place], "empty": b"", "flipped": flipped(data, place + 5, 3)}[damage]
+
+
+every_damage = pytest.mark.parametrize("damage", ["truncated", "empty", "flipped"])
+
+
 @pytest.mark.parametrize("record", ["data/0", "data.pkl"])
 @pytest.mark.parametrize("kind", ["unitary", "rnn"])
-@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped"])
-def test_damaged_checkpoint_is_refused_and_nothing_changes(
+@every_damage
+def test_damaged_checkpoints_are_refused_and_nothing_changes(
     trainer_of: Callable[..., Trainer], kind: str, damage: str, record: str
 ) -> None:
     trainer = trainer_of("--model", kind)
     trainer.run()
-    path = trainer.checkpoint
-    data, place = path.read_bytes(), place_of(path, record)
-    path.write_bytes({"truncated": data[:place], "empty": b"", "flipped": flipped(data, place + 5, 3)}[damage])
+    for path in (trainer.checkpoint, previous_of(trainer.checkpoint)):
+        path.write_bytes(damaged(path.read_bytes(), damage, place_of(path, record)))
     before = folder(path.parent)
-    with pytest.raises(RuntimeError, match=REFUSAL):
+    with pytest.raises(RuntimeError, match=f"{REFUSAL}.*nor can the previous one be used: .*checkpoint.previous.pt"):
         trainer_of("--model", kind, "--resume")
     assert folder(path.parent) == before
+
+
+@pytest.mark.parametrize("kind", ["unitary", "rnn"])
+@every_damage
+def test_the_previous_checkpoint_is_used_where_the_newest_is_damaged(
+    trainer_of: Callable[..., Trainer], kind: str, damage: str
+) -> None:
+    trainer = trainer_of("--model", kind)
+    trainer.run()
+    path, whole = trainer.checkpoint, trainer.state()
+    data = damaged(path.read_bytes(), damage, place_of(path, "data/0"))
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match=rf"{REFUSAL}.*; .*checkpoint.previous.pt is used instead, of step 5$"):
+        resumed = trainer_of("--model", kind, "--resume")
+    assert [row["step"] for row in resumed.log.rows] == [1, 2, 3, 4, 5], "the log ends where the run goes on"
+    assert path.with_name("checkpoint.damaged.pt").read_bytes() == data
+    resumed.run()
+    assert torch.equal(resumed.state()["rng"], whole["rng"])
+    assert all(torch.equal(value, whole["model"][name]) for name, value in resumed.state()["model"].items())
+    assert [load_checkpoint(file)["step"] for file in (path, previous_of(path))] == [6, 5]
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_previous_one(path: Path) -> None:
+    save_checkpoint(path, content(2.0))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="is used instead"):
+        load_latest(path)
+    save_checkpoint(path, content(3.0))
+    values = [load_checkpoint(file)["model"]["w"][0, 0].item() for file in (path, previous_of(path))]
+    assert values == [3.0, 1.0]
+
+
+def test_another_format_is_refused_though_the_previous_one_could_be_read(path: Path) -> None:
+    save_checkpoint(path, content())
+    torch.save({"format": "unitary_layers example run", "version": 2}, path)
+    with pytest.raises(RuntimeError, match="got format 'unitary_layers example run', version 2") as refusal:
+        load_latest(path)
+    assert not isinstance(refusal.value, DamagedCheckpoint), "newer work is not thrown away as if it were damaged"
+    assert path.exists()
 
 
 def test_no_truncated_file_is_read(path: Path) -> None:

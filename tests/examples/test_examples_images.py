@@ -130,7 +130,8 @@ def test_a_folder_must_hold_both_splits_with_the_same_classes(tmp_path: Path):
 def test_a_run_fills_its_folder_and_its_weights_load_into_timm(tmp_path: Path):
     out = tmp_path / "run"
     main([*TINY, "--out", str(out)])
-    assert {"config.json", "log.csv", "curves.png", "checkpoint.pt", "model.safetensors"} == {
+    checkpoints = {"checkpoint.pt", "checkpoint.previous.pt"}
+    assert {"config.json", "log.csv", "curves.png", "model.safetensors"} | checkpoints == {
         p.name for p in out.iterdir()
     }
     options = {"in_chans": 1, "img_size": 8, "checkpoint_path": str(out / "model.safetensors"), **LAYOUT}

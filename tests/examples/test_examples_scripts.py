@@ -32,6 +32,7 @@ def test_script_runs_and_is_reported(script: ModuleType, tmp_path: Path, capsys:
         script.main([*TINY, *SCRIPTS[script], "--steps", "2", "--model", kind, "--out", str(tmp_path / kind)])
         assert {file.name for file in (tmp_path / kind).iterdir()} == {
             "checkpoint.pt",
+            "checkpoint.previous.pt",
             "config.json",
             "curves.png",
             "log.csv",
