@@ -14,7 +14,7 @@ LEVELS = (
     ("linalg.unitary", "linalg.lowrank", "linalg.thin", "linalg.grid", "linalg.spectrum", "linalg.kernel", "linalg"),
     ("init",),
     ("projunn.gradient", "projunn.noise", "projunn.moments", "projunn.sampling", "projunn.rotation", "projunn.rule"),
-    ("projunn.weight", "projunn.watch", "projunn.distributed", "projunn.collect", "projunn.batch"),
+    ("projunn.weight", "projunn.watch", "projunn.distributed", "projunn.collect", "projunn.batch", "projunn.comm_hook"),
     ("projunn.hook", "projunn.attach", "projunn"),
     ("optim",),
     ("layers.activation", "layers.scan", "layers.support", "layers.loading", "layers.methods", "layers.base"),
@@ -66,7 +66,7 @@ def test_the_test_of_arrows_sees_arrows():
 
 # documented where they are first declared, here or in torch
 OVERRIDES = {"forward", "backward", "extra_repr", "add_param_group", "shape", "dtype", "device", "matmul", "rmatmul"}
-OVERRIDES |= {"column_norms", "dense", "is_finite", "setup_context"}
+OVERRIDES |= {"column_norms", "dense", "is_finite", "numel", "setup_context"}
 
 
 def test_files_are_small_and_open_with_their_purpose():

@@ -237,8 +237,8 @@ def watch_own(module: nn.Module) -> None:
     if not isinstance(module, UnitaryModule) or not module.training or tracing:
         return
     for name, seen in module._seen.items():
-        parameter = module._parameters[name]
-        # Under functional_call, vmap or DataParallel it is not the parameter that is used.
+        parameter = module._parameters.get(name)
+        # Under functional_call, vmap, DataParallel or FSDP it is not the parameter that is used.
         if type(parameter) is nn.Parameter and not seen.is_of(parameter):
             watch([module.unitary_weight(name)])
 

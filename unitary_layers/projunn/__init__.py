@@ -1,8 +1,10 @@
 """The algorithm, a file a stop of the gradient's journey: gradient, moments, sampling, rotation, rule,
-weight, watch, distributed, collect, batch, hook, attach."""
+weight, watch, distributed, collect, batch, comm_hook, hook, attach."""
 
 from .attach import AttachHandle as AttachHandle
 from .attach import attach as attach
+from .comm_hook import ThinProducts as ThinProducts
+from .comm_hook import thin_products_hook as thin_products_hook
 from .distributed import share_gradients as share_gradients
 from .gradient import DenseGradient as DenseGradient
 from .gradient import FactoredGradient as FactoredGradient

@@ -69,7 +69,7 @@ class Batch:
         if isinstance(first, LowRank):
             return LowRank(*map(self.stack, zip(*directions, strict=True)))
         if isinstance(first, ReducedGradient):
-            return ReducedGradient(DenseGradient(self.stack(d.inner.matrix for d in directions)), first.group)
+            return ReducedGradient(DenseGradient(self.stack(d.inner.dense() for d in directions)), first.group)
         return DenseGradient(self.stack(direction.matrix for direction in directions))
 
     @property
@@ -117,10 +117,9 @@ def batches(steps: Iterable[Step]) -> Iterator[Batch]:
 def _kind(step: Step) -> tuple[object, ...] | None:
     """What steps of a batch have in common; None for one that goes alone."""
     parameter, direction = step.weight.parameter, step.direction
+    # All ranks must form the same batches, whatever form their parts of a shared gradient have.
     group = direction.group if isinstance(direction, ReducedGradient) else None
-    if group is not None:
-        direction = direction.inner
-    if parameter.numel() > LARGEST or not isinstance(direction, (DenseGradient, LowRank)):
+    if parameter.numel() > LARGEST or not isinstance(direction, (DenseGradient, LowRank, ReducedGradient)):
         return None
     rank = direction.rank if isinstance(direction, LowRank) else None
     return step.rule, parameter.shape, parameter.dtype, parameter.device, step.weight.is_complex, rank, group

@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 
 from ..linalg import LowRank
 from ..linalg.lowrank import k_major
-from .distributed import check_alone, reduced
-from .gradient import FactoredGradient, GradientOperator, SummedGradient
+from .distributed import check_alone
+from .gradient import DenseGradient, FactoredGradient, GradientOperator, SummedGradient
 from .sampling import recompressed
 from .weight import UnitaryWeight, as_matrix
 
@@ -27,6 +27,12 @@ from .weight import UnitaryWeight, as_matrix
 # errors; with a rank of at least the rows of each part there is none but rounding.
 # It cannot be differentiated twice and says so.
 
+# Note [Kept until the step]
+# A weight that shares its gradients cannot be sampled in backward: where one rank leaves it out, uses it more often, or
+# goes through more micro-batches, the others would wait for a product that never comes, or take that of another weight
+# for it. The step is where all ranks meet. So its factors delta and x stay until then, as long as they are smaller than
+# the n x n matrix, and as that matrix from there on: many small parts, or a long sequence, never hold more than a dense
+# gradient would. The step samples the sum, in two exchanges however often the weight was used.
 
 Parts = Sequence[tuple[slice, Tensor]]  # rows of delta, and the inputs (rows, n') that belong to them
 
@@ -84,9 +90,13 @@ class _Join(torch.autograd.Function):
 
 
 def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
-    """Samples a gradient and adds it to what its weight has collected; see Note [Sampling inside backward]."""
+    """Adds a gradient, sampled where it can be, to what is collected; see Note [Sampling inside backward]."""
     check_alone(weight)
-    collected, rule, gradient = weight.collected, weight.rule, reduced(weight, gradient)
+    collected, rule = weight.collected, weight.rule
+    if weight.group is not None:  # see Note [Kept until the step]
+        total = gradient if collected.kept is None else SummedGradient((collected.kept, gradient))
+        collected.kept = total if total.numel < total.shape.numel() else DenseGradient(total.dense())
+        return
     sample = rule.sample(gradient, [weight.key], weight.previous_factor, weight.moments, collected.probes)
     collected.probes = sample.probes
     if collected.low_rank is None:
@@ -103,6 +113,8 @@ def operator_of(weight: UnitaryWeight, delta: Tensor, input: Tensor) -> Factored
         delta, input = (torch.view_as_complex(_at_least_float32(x).contiguous()) for x in (delta, input))
     if delta.dtype != input.dtype:  # under autocast
         delta, input = _at_least_float32(delta), _at_least_float32(input)
+    if weight.group is not None:
+        input = input.clone()  # its owner may write the next batch into it before the step
     batch = as_matrix(weight.parameter, weight.is_complex).shape[:-2]
     delta, input = (x.reshape(*batch, -1, x.size(-1)) for x in (delta, input))
     return FactoredGradient(delta, input, weight.matrix.size(-1))

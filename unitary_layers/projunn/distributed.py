@@ -1,21 +1,24 @@
 """Data-parallel training of unitary weights in O(k n) communication: the thin products of a gradient are averaged."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from .gradient import DenseGradient, GradientOperator
+from .gradient import FactoredGradient, GradientOperator
 from .weight import UnitaryOwner, UnitaryWeight, unitary_weights
 
 # Note [Thin products over many machines]
 # A sampler sees a gradient through G v and G^H u alone, which are linear in G. So the mean of these products over the
 # ranks is exactly the product of the mean gradient, and 2 k n numbers cross the wire instead of n^2 (with probes of the
 # moments 8 n more). All ranks draw the same random numbers by their keys and get the same sums, bit for bit, so that
-# their weights stay equal without ever being sent. DistributedDataParallel is told to leave these weights alone.
+# their weights stay equal without ever being sent. DistributedDataParallel is told to leave these weights alone: a
+# communication hook of it, which thin_products_hook is for dense gradients, sees neither factors, which have no .grad,
+# nor the probes and state of a rule, and what it leaves in .grad must be a matrix again.
 
 
 @dataclass(frozen=True)
@@ -49,27 +52,36 @@ class ReducedGradient(GradientOperator):
         return self._mean(self.inner.rmatmul(u).mT).mT
 
     def dense(self) -> Tensor:
-        return self._mean(self.inner.dense().clone())
+        return self._mean(self.inner.dense())
 
     def is_finite(self) -> bool:
-        return DenseGradient(self.dense()).is_finite()
+        everywhere = torch.tensor(int(self.inner.is_finite()), device=self.device)
+        dist.all_reduce(everywhere, dist.ReduceOp.MIN, self.group)
+        return bool(everywhere)
 
     def _mean(self, x: Tensor) -> Tensor:
-        x = x.contiguous()
+        x = x.contiguous() / self.group.size()  # first, so that what is finite on all ranks stays so
         dist.all_reduce(x, group=self.group)
-        return x / self.group.size()
+        return x
 
 
 def share_gradients(module: nn.Module, group: dist.ProcessGroup | None = None) -> list[str]:
     """Makes the ranks of a group train the unitary weights of a module tree together.
 
     Call it on every rank, before wrapping the module in ``DistributedDataParallel``, which then moves the gradients of
-    the other parameters alone. The weights start as those of the group's first rank. Nothing else changes:
-    ``projunn_step``, ``attach(model, optimizer)`` and ``ProjUNN`` take the step of the mean gradient on every rank.
-    Gradients accumulate on each rank by itself (``no_sync`` has nothing to do for them) and are averaged at the step;
-    those of ``gradient="factored"`` are averaged inside each backward, in which every rank must take part and use the
-    same weights. Optimisers with an elementwise direction ("rmsprop", "momentum"), and the samplers "column" and
-    "svd", need the gradient as a matrix: then all of it is averaged, as DistributedDataParallel would.
+    the other parameters alone; for ``fully_shard`` pass the unitary parameters as ``ignored_params``. The weights start
+    as those of the group's first rank. Nothing else changes: ``projunn_step``, ``attach(model, optimizer)`` and
+    ``ProjUNN`` take the step of the mean gradient on every rank.
+
+    The step is where ranks meet, so every rank must take each: it may have accumulated as many backward passes as it
+    likes (``no_sync`` has nothing to do for these weights), left weights out, or, out of data, come without a gradient,
+    which counts as zeros. ``Join`` does not know of these steps; :func:`thin_products_hook` works within it.
+
+    Until the step a gradient is this rank's own. What looks at ``.grad`` in between differs from rank to rank: clip the
+    norm of the other parameters alone, take ``ShardedGradScaler`` in the place of ``GradScaler``, or use that hook.
+
+    Optimisers with an elementwise direction ("rmsprop", "momentum"), and the samplers "column" and "svd", need the
+    gradient as a matrix: then all of it is averaged, as DistributedDataParallel would.
 
     Args:
         module: any module tree; a copy of it shares nothing.
@@ -80,7 +92,7 @@ def share_gradients(module: nn.Module, group: dist.ProcessGroup | None = None) -
 
     Raises:
         RuntimeError: if ``torch.distributed`` is not initialised.
-        ValueError: for a module without unitary weights, or one that is wrapped already.
+        ValueError: for a module without unitary weights, or one that is wrapped or sharded already.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError("expected torch.distributed to be initialised (init_process_group), but it is not")
@@ -89,58 +101,91 @@ def share_gradients(module: nn.Module, group: dist.ProcessGroup | None = None) -
     weights = list(unitary_weights(module))
     if not weights:
         raise ValueError(f"expected a module with unitary weights, got a {type(module).__name__} without any")
+    check_whole(weights)
     group = dist.group.WORLD if group is None else group
     for owner in module.modules():
         if isinstance(owner, UnitaryOwner):
             owner.process_group = group
-    names = []
     for weight in unitary_weights(module):
+        weight.drop_gradient()
         state = [weight.count, weight.previous, *(weight.moments or ())]
         for tensor in (weight.parameter.detach(), *(t for t in state if t is not None)):
             dist.broadcast(tensor, dist.get_global_rank(group, 0), group)
         weight.seen.note(weight.parameter)
-        names.append(weight.name)
-    _ignore(module, names)
-    return names
+    _ignore(module, {id(weight.parameter) for weight in weights})
+    return [weight.name for weight in weights]
 
 
-def _ignore(module: nn.Module, names: Iterable[str]) -> None:
-    """Keeps DistributedDataParallel from averaging these parameters, and from sending their buffers."""
-    prefixes = tuple(f"{name}_" for name in names)
-    buffers = [name for name, _ in module.named_buffers() if name.startswith(prefixes)]
-    known = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, {*known, *names, *buffers})
+def _ignore(module: nn.Module, unitary: set[int]) -> None:
+    """Keeps DistributedDataParallel from averaging the parameters of these ids, and from sending their buffers."""
+    ignored = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
+    for prefix, owner in module.named_modules():
+        names = [name for name, p in owner.named_parameters(recurse=False) if id(p) in unitary]
+        state = tuple(f"{name}_" for name in names)
+        names += [name for name, _ in owner.named_buffers(recurse=False) if name.startswith(state)]
+        ignored.update(f"{prefix}.{name}" for name in names)  # DDP calls a parameter of the root ".weight"
+    ignored |= {name.removeprefix(".") for name in ignored}
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
 
 
 def with_gradients(weights: Iterable[UnitaryWeight]) -> list[tuple[UnitaryWeight, GradientOperator]]:
-    """The weights that have a gradient, and the gradients.
+    """The weights that have a gradient, and the gradients: of a shared weight the mean over its ranks.
 
     A weight that other ranks of its group have used and this one has not gets a gradient of zeros, so that no rank
     waits for another.
+
+    Raises:
+        ValueError: for a weight that is sharded.
+        RuntimeError: on all ranks of a group, if they have not taken the same steps.
     """
     weights = [weight for weight in weights if weight.parameter.requires_grad]
+    check_whole(weights)
     gradients = [weight.gradient for weight in weights]
-    for group in {weight.group for weight in weights if weight.group is not None}:
-        members = [i for i, weight in enumerate(weights) if weight.group == group and weight.collected is None]
-        if not members:
-            continue
-        used = torch.tensor([int(gradients[i] is not None) for i in members], device=weights[members[0]].count.device)
-        dist.all_reduce(used, dist.ReduceOp.MAX, group)
-        for i, is_used in zip(members, used.tolist(), strict=True):
-            if is_used and gradients[i] is None:
-                gradients[i] = DenseGradient(torch.zeros_like(weights[i].matrix))
-    return [
-        (weight, reduced(weight, gradient))
-        for weight, gradient in zip(weights, gradients, strict=True)
-        if gradient is not None
-    ]
+    for group in dict.fromkeys(weight.group for weight in weights if weight.group is not None):
+        members = [i for i, weight in enumerate(weights) if weight.group == group]
+        used = _used_anywhere([weights[i] for i in members], [gradients[i] is not None for i in members], group)
+        for i, is_used in zip(members, used, strict=True):
+            if is_used:
+                gradients[i] = ReducedGradient(gradients[i] or _zeros_of(weights[i]), group)
+    pairs = zip(weights, gradients, strict=True)
+    return [(weight, gradient) for weight, gradient in pairs if gradient is not None]
 
 
-def reduced(weight: UnitaryWeight, gradient: GradientOperator) -> GradientOperator:
-    """The mean of a gradient over the weight's group, where it has one; low-rank ones are means already."""
-    if weight.group is None or not isinstance(gradient, GradientOperator):
-        return gradient
-    return ReducedGradient(gradient, weight.group)
+def _used_anywhere(weights: Sequence[UnitaryWeight], here: list[bool], group: dist.ProcessGroup) -> list[bool]:
+    """Of which weights some rank has a gradient; makes sure that all ranks draw the same random numbers for them."""
+    count = torch.stack([weight.count for weight in weights])
+    most = torch.stack([torch.tensor(here).to(count), count, -count])
+    dist.all_reduce(most, dist.ReduceOp.MAX, group)
+    for weight, last, minus_first in zip(weights, *most[1:].tolist(), strict=True):
+        if last != -minus_first:
+            raise RuntimeError(
+                f"expected the unitary weight {weight.name!r} after as many steps on each rank, got {-minus_first} to "
+                f"{last}; load a checkpoint on all ranks, and step on all of them, those without data included"
+            )
+    return most[0].bool().tolist()
+
+
+def _zeros_of(weight: UnitaryWeight) -> GradientOperator:
+    """The gradient of no rows."""
+    nothing = weight.matrix.new_empty(*weight.matrix.shape[:-2], 0, weight.matrix.size(-1))
+    return FactoredGradient(nothing, nothing, weight.matrix.size(-1))
+
+
+def check_whole(weights: Iterable[UnitaryWeight]) -> None:
+    """Refuses weights of which each rank has but a part: their update is a rotation of all rows and columns.
+
+    Raises:
+        ValueError: for a parameter of ``fully_shard``, of tensor parallelism, or of ``FullyShardedDataParallel``.
+    """
+    for weight in weights:
+        parameter = weight.parameter
+        matrix_dims = parameter.ndim - weight.is_complex
+        if isinstance(parameter, DTensor) or not isinstance(parameter, nn.Parameter) or matrix_dims < 2:
+            raise ValueError(
+                f"expected the unitary weight {weight.name!r} to be a parameter and whole on each rank, got a "
+                f"{type(parameter).__name__} {tuple(parameter.shape)}; share_gradients(model) and then "
+                "fully_shard(model, ignored_params={w.parameter for w in unitary_weights(model)}) shard the others"
+            )
 
 
 def check_alone(weight: UnitaryWeight) -> None:

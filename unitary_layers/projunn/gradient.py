@@ -55,6 +55,11 @@ class GradientOperator(ABC):
     def is_finite(self) -> bool:
         """Whether G has neither NaN nor infinity."""
 
+    @property
+    def numel(self) -> int:
+        """How many numbers this form of G holds: as many as the matrix, where it says no other."""
+        return self.shape.numel()
+
 
 @dataclass(frozen=True)
 class DenseGradient(GradientOperator):
@@ -145,6 +150,10 @@ class FactoredGradient(GradientOperator):
     def is_finite(self) -> bool:
         return DenseGradient(self.delta).is_finite() and DenseGradient(self.input).is_finite()
 
+    @property
+    def numel(self) -> int:
+        return self.delta.numel() + self.input.numel()
+
 
 @dataclass(frozen=True)
 class ScaledGradient(GradientOperator):
@@ -218,3 +227,7 @@ class SummedGradient(GradientOperator):
 
     def is_finite(self) -> bool:
         return all(part.is_finite() for part in self.parts)
+
+    @property
+    def numel(self) -> int:
+        return sum(part.numel for part in self.parts)

@@ -17,11 +17,12 @@ from .rule import UpdateRule
 
 
 class Collected:
-    """The sampled gradient of one weight between its backward passes and its step, where it takes the place of .grad.
+    """The factored gradient of one weight between its backward passes and its step, where it takes the place of .grad.
 
     Attributes:
-        low_rank: the sum over the uses of the weight so far, or None.
+        low_rank: the sum of the samples over the uses of the weight so far, or None.
         probes: the sum of theirs, for a rule with ``precondition``.
+        kept: the sum itself, not yet sampled, of a weight that shares its gradients with other ranks; or None.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,7 @@ class Collected:
         """Forgets everything, as ``zero_grad`` does."""
         self.low_rank: LowRank | None = None
         self.probes: Probes | None = None
+        self.kept: GradientOperator | None = None
 
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Applies a function of real tensors to each, as ``nn.Module._apply`` does; to complex ones as pairs."""
@@ -40,6 +42,7 @@ class Collected:
 
         self.low_rank = None if self.low_rank is None else LowRank(*map(moved, self.low_rank))
         self.probes = None if self.probes is None else Probes(*map(moved, self.probes))
+        self.kept = None if self.kept is None else DenseGradient(moved(self.kept.dense()))
 
 
 class Seen:
@@ -74,7 +77,8 @@ class UnitaryWeight:
         rule: how it moves.
         count: int64 buffer ``()``, number of its steps so far.
         previous: buffer of the shape of a left factor for the power sampler, stored as the parameter is; or None.
-        index: position among the unitary weights of that tree, part of the key of its random numbers.
+        index: position among the unitary weights of that tree, or in its layer if its gradient is factored; part of the
+            key of its random numbers.
         moments: buffers ``(..., n)`` of a rule with ``precondition``, or None.
         collected: the place of its sampled gradient, in a layer with ``gradient="factored"``; else None.
         seen: when it was last known to be unitary.
@@ -113,14 +117,16 @@ class UnitaryWeight:
         """The gradient of :attr:`matrix`, already sampled if it is factored; None where there is none, or if frozen."""
         if not self.parameter.requires_grad:
             return None
-        if self.collected is not None and self.collected.low_rank is not None:
-            return self.collected.low_rank
+        if self.collected is not None and (found := self.collected.low_rank or self.collected.kept) is not None:
+            return found
         if self.parameter.grad is None:
             return None
         return DenseGradient(as_matrix(self.parameter.grad.detach().contiguous(), self.is_complex))
 
     def placed(self, name: str, index: int) -> "UnitaryWeight":
         """The same weight by its name and place in a larger tree."""
+        if self.collected is not None:  # its layer may sample it in backward, where it does not know its place
+            index = self.index
         # Spelt out: dataclasses.replace takes four times as long, for each weight at each step.
         parts = (self.parameter, self.is_complex, self.rule, self.count, self.previous)
         return UnitaryWeight(name, *parts, index, self.moments, self.collected, self.seen, self.group)
