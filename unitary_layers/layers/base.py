@@ -16,6 +16,7 @@ from ..projunn.watch import watch
 from ..projunn.weight import Collected, Seen, UnitaryWeight, as_matrix, register_owner
 from .loading import HALF, STATE, STATE_VERSION, is_too_new, prepare_state
 from .methods import UnitaryMethods
+from .transforms import is_transformed
 
 GRADIENTS = ("dense", "factored")
 
@@ -139,7 +140,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
 
     def unitary_weight(self, name: str) -> UnitaryWeight:
         """One of the unitary weights that this module itself holds, by its name."""
-        count, previous, rows, columns = (self._buffers[f"{name}_{state}"] for state in STATE)
+        count, previous, rows, columns = (self._buffers.get(f"{name}_{state}") for state in STATE)
         return UnitaryWeight(
             name,
             getattr(self, name),
@@ -190,12 +191,14 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         shapes = [factor if self._update.sampler == "power" else None]
         shapes += [parameter.shape[: n_dims - 1] if self._update.precondition else None] * 2
         for state, shape in zip(STATE[1:], shapes, strict=True):
-            zeros = None if shape is None else torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
-            self.register_buffer(f"{name}_{state}", zeros)
+            self._buffers.pop(f"{name}_{state}", None)  # and none that is None, at which torch.export miscounts
+            if shape is not None:
+                zeros = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+                self.register_buffer(f"{name}_{state}", zeros)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UnitaryModule":
         # Note [Storage]: what would take a weight (or a part of a complex number) below float32 only moves it.
-        kept = [t for name in self._kept_names() if (t := getattr(self, name)) is not None]
+        kept = [t for name in self._kept_names() if (t := getattr(self, name, None)) is not None]
         protected = {id(t) for t in kept} | {id(t.grad) for t in kept if t.grad is not None}
 
         def at_least_float32(t: Tensor) -> Tensor:
@@ -233,12 +236,13 @@ class UnitaryModule(UnitaryMethods, nn.Module):
 
 def watch_own(module: nn.Module) -> None:
     """Notices, in training, what something else has done to a layer's weights; see Note [Off the manifold]."""
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if not isinstance(module, UnitaryModule) or not module.training or tracing:
+    if not isinstance(module, UnitaryModule) or not module.training:
+        return
+    if torch.compiler.is_compiling() or is_transformed():
         return
     for name, seen in module._seen.items():
         parameter = module._parameters.get(name)
-        # Under functional_call, vmap, DataParallel or FSDP it is not the parameter that is used.
+        # Under functional_call, DataParallel or FSDP it is not the parameter that is used.
         if type(parameter) is nn.Parameter and not seen.is_of(parameter):
             watch([module.unitary_weight(name)])
 
@@ -247,5 +251,8 @@ def factored_weight(module: nn.Module, name: str) -> UnitaryWeight | None:
     """The weight of a layer if a forward pass now is to collect its gradient and not to leave it to autograd."""
     if not isinstance(module, UnitaryModule) or module.gradient == "dense" or not torch.is_grad_enabled():
         return None  # a scripted layer is no UnitaryModule; its gradients are dense
-    parameter = getattr(module, name)
-    return module.unitary_weight(name) if parameter is not None and parameter.requires_grad else None
+    parameter = module._parameters[name]
+    # Where another tensor stands for the parameter, its gradient is its owner's; see watch_own.
+    if type(parameter) is not nn.Parameter or not parameter.requires_grad or is_transformed():
+        return None
+    return module.unitary_weight(name)

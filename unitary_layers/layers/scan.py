@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from ..projunn.collect import Parts, collect
 from ..projunn.weight import UnitaryWeight
 from .activation import ModReLU
+from .transforms import is_transformed
 
 # Note [One node for a whole sequence]
 # Left to autograd, a recurrence of T steps is 3 T nodes, and the gradient of its matrix is T thin products, each
@@ -83,7 +84,7 @@ def scan(
     """
     if factored is not None:
         return _collected_scan(projected, batch_sizes, h_0, weight, activation, factored, reverse)
-    if not is_fused(activation, weight):
+    if is_transformed() or not is_fused(activation, weight):
         return loop(projected, batch_sizes, h_0, weight, activation, reverse=reverse)
     bias = getattr(activation, "bias", None)
     bias = None if bias is None else bias.to(projected.dtype)

@@ -17,9 +17,9 @@ from ..linalg import haar_unitary
 from ..linalg.grid import depth_to_space, pad_periodic, space_to_depth
 from ..linalg.kernel import blocks_of_kernel, completed, kernel_of_blocks, local_kernel, shift_count
 from ..linalg.spectrum import (
+    FFT_NODES,
+    FFT_PLAIN,
     Bins,
-    FromBinsByFFT,
-    ToBinsByFFT,
     bins_of,
     frequencies,
     from_bins_by_basis,
@@ -30,6 +30,7 @@ from ..linalg.spectrum import (
 )
 from ..projunn.collect import collect
 from ..projunn.weight import UnitaryWeight
+from .transforms import is_transformed
 
 Factored = tuple[UnitaryWeight | None, UnitaryWeight | None]  # those of a layer's weights that are collected
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -111,8 +112,9 @@ class FullSupport:
         dtype = torch.get_autocast_dtype(device) if casts else x.dtype
         with without_autocast(device):  # there is no FFT in bfloat16
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            bins = self._multiply(*ToBinsByFFT.apply(wide, indices), weight, pairs, factored)
-            return FromBinsByFFT.apply(*bins, indices, self.grid).to(dtype)
+            there, back = FFT_PLAIN if is_transformed() else FFT_NODES
+            bins = self._multiply(*there(wide, indices), weight, pairs, factored)
+            return back(*bins, indices, self.grid).to(dtype)
 
     def _multiply(
         self, real: Tensor, z: Tensor, weight: Tensor, pairs: Tensor | None, factored: Factored

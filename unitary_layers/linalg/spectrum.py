@@ -8,7 +8,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Note [Independent bins]
 # The spectrum of a real signal is conjugate at f and -f, so that a convolution with real numbers has blocks
@@ -50,7 +50,7 @@ def bins_of(size: tuple[int, ...]) -> Bins:
     row[pairs] = len(real) + _range(len(pairs))
     row[negative.flatten()[pairs]] = len(real) + len(pairs) + _range(len(pairs))
     place = _range(grid.numel() // size[-1] * width).reshape(*size[:-1], width)
-    place = torch.nn.functional.pad(place, (0, size[-1] - width)).flatten()
+    place = nn.functional.pad(place, (0, size[-1] - width)).flatten()
     return Bins(place[real], place[pairs], row.reshape(size)[..., :width].flatten())
 
 
@@ -134,6 +134,27 @@ class FromBinsByFFT(torch.autograd.Function):
         return real, pairs * 2, None, None
 
 
+def to_bins_by_fft(x: Tensor, bins: Bins) -> tuple[Tensor, Tensor]:
+    """:class:`ToBinsByFFT` as plain operations; what is complex in them is the transform alone, as ONNX demands."""
+    spectrum = torch.view_as_real(torch.fft.rfftn(x, dim=tuple(range(2, x.ndim)), norm="ortho"))
+    spectrum = spectrum.flatten(2, -2).permute(2, 0, 1, 3)
+    return spectrum[bins.real][..., 0], spectrum[bins.pairs]
+
+
+def from_bins_by_fft(real: Tensor, pairs: Tensor, bins: Bins, size: tuple[int, ...]) -> Tensor:
+    """The inverse of :func:`to_bins_by_fft`."""
+    re, im = pairs.unbind(-1)
+    spectrum = torch.cat([nn.functional.pad(real[..., None], (0, 1)), pairs, torch.stack([re, -im], dim=-1)])
+    spectrum = spectrum[bins.sources].permute(1, 2, 0, 3).unflatten(2, (*size[:-1], -1)).contiguous()
+    dims = tuple(range(2, 2 + len(size)))
+    return torch.fft.irfftn(torch.view_as_complex(spectrum), s=size, dim=dims, norm="ortho")
+
+
+# The ways there and back: with a backward of their own, and as autograd records them.
+FFT_NODES = (ToBinsByFFT.apply, FromBinsByFFT.apply)
+FFT_PLAIN = (to_bins_by_fft, from_bins_by_fft)
+
+
 def pair_matmul(z: Tensor, w: Tensor) -> Tensor:
     """``z w^T`` of complex numbers stored as pairs: ``(..., b, i, 2)`` times ``(..., o, i, 2)`` to ``(..., b, o, 2)``.
 
@@ -144,7 +165,8 @@ def pair_matmul(z: Tensor, w: Tensor) -> Tensor:
         return torch.view_as_real(torch.view_as_complex(z.contiguous()) @ torch.view_as_complex(w.contiguous()).mT)
     re, im = z.unbind(-1)
     rows = torch.cat([torch.stack([re, -im], dim=-1), torch.stack([im, re], dim=-1)], dim=-3)
-    return torch.stack((rows.flatten(-2) @ w.flatten(-2).mT).chunk(2, dim=-2), dim=-1)
+    product = (rows.flatten(-2) @ w.flatten(-2).mT).unflatten(-2, (2, -1))  # chunk would ask for the size of the batch
+    return torch.stack(product.unbind(-3), dim=-1)
 
 
 def mirrored(real: Tensor, pairs: Tensor, size: tuple[int, ...]) -> Tensor:
