@@ -3,12 +3,14 @@
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 from entries import every_entry, loss_of, matrices, same_tensors, snapshot
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unitary_layers import UnitaryLinear, UpdateRule, nearest_unitary, projunn_step, retract_
 from unitary_layers.projunn import unitary_weights
@@ -61,6 +63,16 @@ def expected_after(module: nn.Module) -> list[torch.Tensor]:
     return [nearest_unitary(weight.matrix) for weight in unitary_weights(module)]
 
 
+def damage_with_gradients(module: nn.Module, damage: Callable[[nn.Module], None]) -> None:
+    """The damage, after which the unitary weights have the gradients that they had before, another parameter too."""
+    kept = [(w.parameter.grad, w.collected and w.collected.low_rank) for w in unitary_weights(module)]
+    damage(module)
+    for weight, (grad, low_rank) in zip(unitary_weights(module), kept, strict=True):
+        weight.parameter.grad = grad
+        if low_rank is not None:
+            weight.collected.low_rank = low_rank
+
+
 @every_entry
 @every_damage
 def test_a_forward_in_training_notices_names_and_repairs(entry, damage):
@@ -82,13 +94,34 @@ def test_a_forward_in_training_notices_names_and_repairs(entry, damage):
 
 
 @every_entry
-def test_a_step_notices_too(entry):
+@every_damage
+def test_a_step_notices_names_and_repairs_too(entry, damage):
     module = entry.make()
+    names = list(matrices(module))
     loss_of(module, entry.input()).backward()
-    by_an_edit(module)
-    with pytest.warns(UserWarning, match="was written by something else"):
+    damage_with_gradients(module, damage)
+    with pytest.warns(UserWarning, match=r"was written by something else: expected .* <= .*, got \d") as seen:
         projunn_step(module)
+    assert [next(name for name in names if f"{name!r} (" in str(w.message)) for w in seen] == names
     assert_unitary(module)
+
+
+@every_entry
+@pytest.mark.parametrize(
+    "averaged", [AveragedModel, lambda m: AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(0.5))], ids=["swa", "ema"]
+)
+def test_an_average_that_is_trained_on_is_repaired(entry, averaged):
+    module = entry.make(update=UpdateRule(lr=3.0))
+    average = averaged(module)
+    for seed in range(3):
+        loss_of(module, entry.input(seed=seed)).backward()
+        projunn_step(module)
+        average.update_parameters(module)
+    expected = expected_after(average)
+    with pytest.warns(UserWarning, match=r"'\S*' \(.* was written by something else: expected .* <= .*, got \d"):
+        loss_of(average.module, entry.input())
+    for weight, nearest in zip(unitary_weights(average), expected, strict=True):
+        torch.testing.assert_close(weight.matrix, nearest)
 
 
 @every_entry
@@ -96,10 +129,7 @@ def test_a_step_notices_too(entry):
 def test_it_can_be_refused_before_anything_changes(entry, damage):
     module = entry.make(update=UpdateRule(lr=0.3, off_manifold="raise"))
     loss_of(module, entry.input()).backward()
-    kept = [p.grad for p in module.parameters()]
-    damage(module)
-    for p, g in zip(module.parameters(), kept, strict=True):
-        p.grad = g
+    damage_with_gradients(module, damage)
     before = snapshot(module)
     for trigger in (lambda: loss_of(module, entry.input()), lambda: projunn_step(module)):
         with pytest.raises(RuntimeError, match=r"was written by something else.*no unitary weight was changed"):

@@ -260,6 +260,19 @@ def test_both_attachments_and_the_optimiser_take_it():
         assert module.unitary_weight("weight").gradient is None
 
 
+def test_a_dense_gradient_beside_the_factored_one_is_refused():
+    """A penalty on the weight, or a tie to a layer that leaves .grad, of which one would be lost in silence."""
+    penalised, tied = UnitaryLinear(N, N, gradient="factored"), UnitaryLinear(N, N, gradient="factored")
+    pair = nn.Sequential(UnitaryLinear(N, N), tied)
+    pair[0].weight = tied.weight
+    for module, penalty in ((penalised, penalised.weight.square().sum()), (pair, 0.0)):
+        (loss_of(module, torch.randn(ROWS, N)) + penalty).backward()
+        before = matrices(module)
+        with pytest.raises(ValueError, match=r"one gradient of the unitary weight .*weight', got a factored one and"):
+            projunn_step(module)
+        assert all(torch.equal(a, b) for a, b in zip(matrices(module), before, strict=True))
+
+
 def test_momentum_and_samplers_that_need_the_matrix_are_refused():
     layer = UnitaryLinear(N, N, gradient="factored")
     loss_of(layer, torch.randn(ROWS, N)).backward()

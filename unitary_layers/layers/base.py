@@ -13,7 +13,7 @@ from ..projunn.moments import Moments
 from ..projunn.rule import UpdateRule
 from ..projunn.sampling import LINEAR_SAMPLERS
 from ..projunn.watch import watch
-from ..projunn.weight import Collected, Seen, UnitaryWeight, as_matrix, register_owner
+from ..projunn.weight import UnitaryWeight, as_matrix, record_of, register_owner
 from .loading import HALF, STATE, STATE_VERSION, is_too_new, prepare_state
 from .methods import UnitaryMethods
 from .transforms import is_transformed
@@ -76,9 +76,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         self.is_complex = dtype.is_complex
         self.init = init
         self.gradient = gradient
-        self._collected: dict[str, Collected] = {}
         self._check_sampler(update)
-        self._seen: dict[str, Seen] = {}
         self.process_group: ProcessGroup | None = None
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
         self._update = update
@@ -111,9 +109,6 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         self._check_rank(name, parameter, self._update)
         self.register_parameter(name, parameter)
         self._unitary[name] = stored.ndim > len(shape)
-        self._seen[name] = Seen()
-        if self.gradient == "factored":
-            self._collected[name] = Collected()
         self.register_buffer(f"{name}_count", torch.zeros((), dtype=torch.int64, device=device))
         self._register_state(name)
 
@@ -141,17 +136,20 @@ class UnitaryModule(UnitaryMethods, nn.Module):
     def unitary_weight(self, name: str) -> UnitaryWeight:
         """One of the unitary weights that this module itself holds, by its name."""
         count, previous, rows, columns = (self._buffers.get(f"{name}_{state}") for state in STATE)
+        parameter = getattr(self, name)
+        collected, seen = record_of(parameter)
+        is_collected = self.gradient == "factored" or collected.low_rank is not None  # by a layer that it is tied to
         return UnitaryWeight(
             name,
-            getattr(self, name),
+            parameter,
             self._unitary[name],
             self._update,
             count,
             previous,
             list(self._unitary).index(name),
             None if rows is None else Moments(rows, columns),
-            self._collected.get(name),
-            self._seen[name],
+            collected if is_collected else None,
+            seen,
             self.process_group,
         )
 
@@ -201,21 +199,22 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         kept = [t for name in self._kept_names() if (t := getattr(self, name, None)) is not None]
         protected = {id(t) for t in kept} | {id(t.grad) for t in kept if t.grad is not None}
 
-        def at_least_float32(t: Tensor) -> Tensor:
+        def in_its_precision(t: Tensor) -> Tensor:
             moved = fn(t)
-            if moved.dtype in HALF:
-                moved = t.to(device=moved.device, dtype=torch.promote_types(moved.dtype, torch.float32))
-            return moved
+            least = torch.promote_types(moved.dtype, torch.float32) if t.is_floating_point() else t.dtype
+            return moved if moved.dtype == least else t.to(device=moved.device, dtype=least)
 
-        def on_stored(t: Tensor) -> Tensor:
-            return at_least_float32(t).contiguous() if id(t) in protected else fn(t)  # channels_last would permute
+        def on_stored(t: Tensor) -> Tensor:  # type(torch.float16) would cast counters, channels_last permute weights
+            return in_its_precision(t).contiguous() if id(t) in protected or not t.is_floating_point() else fn(t)
 
-        for collected in self._collected.values():
-            collected.apply_(at_least_float32)
-        known = [name for name, seen in self._seen.items() if seen.is_of(getattr(self, name))]
+        weights = list(self.own_unitary_weights())
+        for weight in weights:
+            if weight.collected is not None:
+                weight.collected.apply_(in_its_precision)
+        known = [weight.name for weight in weights if weight.seen.is_of(weight.parameter)]
         super()._apply(on_stored, recurse)
         for name in known:  # in another place or precision it is as unitary as it was
-            self._seen[name].note(getattr(self, name))
+            self.unitary_weight(name).seen.note(getattr(self, name))
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -240,10 +239,10 @@ def watch_own(module: nn.Module) -> None:
         return
     if torch.compiler.is_compiling() or is_transformed():
         return
-    for name, seen in module._seen.items():
+    for name in module._unitary:
         parameter = module._parameters.get(name)
         # Under functional_call, DataParallel or FSDP it is not the parameter that is used.
-        if type(parameter) is nn.Parameter and not seen.is_of(parameter):
+        if type(parameter) is nn.Parameter and not record_of(parameter)[1].is_of(parameter):
             watch([module.unitary_weight(name)])
 
 
@@ -255,4 +254,9 @@ def factored_weight(module: nn.Module, name: str) -> UnitaryWeight | None:
     # Where another tensor stands for the parameter, its gradient is its owner's; see watch_own.
     if type(parameter) is not nn.Parameter or not parameter.requires_grad or is_transformed():
         return None
+    return _weight_of(module, name)
+
+
+@torch.compiler.disable  # a compiled graph would watch what is kept of all parameters
+def _weight_of(module: UnitaryModule, name: str) -> UnitaryWeight:
     return module.unitary_weight(name)

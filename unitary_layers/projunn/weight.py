@@ -49,7 +49,7 @@ class Seen:
     """What torch counts of a weight's memory since it was last known to be unitary; see Note [Off the manifold]."""
 
     def __init__(self) -> None:
-        self._mark: tuple[int, int, int] | None = None
+        self._mark: tuple[int, int] | None = None
 
     def note(self, parameter: Tensor) -> None:
         """Keeps in mind that the parameter is unitary now."""
@@ -60,10 +60,27 @@ class Seen:
         return self._mark is not None and self._mark == self._of(parameter)
 
     @staticmethod
-    def _of(parameter: Tensor) -> tuple[int, int, int] | None:
+    def _of(parameter: Tensor) -> tuple[int, int] | None:
         if parameter.is_inference():  # torch counts no versions of these, and nothing trains them
             return None
-        return id(parameter), parameter._version, parameter.data_ptr()
+        return parameter._version, parameter.data_ptr()
+
+
+# Note [What belongs to a tensor]
+# Two modules that share a weight share its ``.grad``, which torch keeps with the tensor. So do they here: what backward
+# has collected of a weight, and what is known of its memory, is kept by the tensor's identity and not by a module, and
+# goes when the tensor goes. As ``.grad``, it does not travel with a copy or with what is saved.
+
+_records: dict[int, tuple[Collected, Seen]] = {}
+
+
+def record_of(parameter: Tensor) -> tuple[Collected, Seen]:
+    """What belongs to the tensor itself, whichever modules hold it; see Note [What belongs to a tensor]."""
+    record = _records.get(id(parameter))
+    if record is None:
+        record = _records[id(parameter)] = (Collected(), Seen())
+        weakref.finalize(parameter, _records.pop, id(parameter), None).atexit = False
+    return record
 
 
 @dataclass(frozen=True)
@@ -118,6 +135,11 @@ class UnitaryWeight:
         if not self.parameter.requires_grad:
             return None
         if self.collected is not None and (found := self.collected.low_rank or self.collected.kept) is not None:
+            if self.parameter.grad is not None:
+                raise ValueError(
+                    f"expected one gradient of the unitary weight {self.name!r}, got a factored one and .grad, to "
+                    'which a penalty or a tied layer may have added; take gradient="dense"'
+                )
             return found
         if self.parameter.grad is None:
             return None
@@ -180,26 +202,27 @@ def clear_collected(weights: Iterable[UnitaryWeight]) -> None:
 # what they are. A tensor that was replaced in its module after an optimiser was built is trained by no optimiser of
 # torch, ours included.
 
-_owners: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_owners: weakref.WeakKeyDictionary[nn.Module, None] = weakref.WeakKeyDictionary()  # a set in order of age
 _owners_lock = threading.Lock()
 
 
 def register_owner(module: nn.Module) -> None:
     """Lists a module for :func:`weights_of`; it stays listed for as long as it lives."""
     with _owners_lock:
-        _owners.add(module)
+        _owners[module] = None
 
 
 def weights_of(parameters: Iterable[Tensor]) -> dict[Tensor, UnitaryWeight]:
     """Those of the parameters that are unitary weights of a living module, in order and numbered in it.
 
-    Without a module tree their names are those of the class and the parameter, as in ``UnitaryLinear.weight``.
+    Without a module tree their names are those of the class and the parameter, as in ``UnitaryLinear.weight``. A tied
+    weight is that of the module that was made first, as it is in a tree that lists that module first.
     """
     with _owners_lock:
         owners = list(_owners)
     known = {
         id(weight.parameter): weight.placed(f"{type(owner).__name__}.{weight.name}", weight.index)
-        for owner in owners
+        for owner in reversed(owners)
         for weight in owner.own_unitary_weights()
     }
     found: dict[Tensor, UnitaryWeight] = {}
