@@ -262,6 +262,35 @@ def test_an_optimiser_can_be_copied_and_pickled():
         assert equal(net, twin)
 
 
+def test_a_shallow_copy_of_an_optimiser_steps_the_same_model():
+    net = model()
+    twin = copy.deepcopy(net)
+    optimizers = [ProjUNN(n.parameters(), lr=0.1) for n in (net, twin)]
+    for n, o in zip((net, twin), optimizers, strict=True):
+        train(n, o, range(2))
+    train(net, copy.copy(optimizers[0]), range(2, 4))
+    train(twin, optimizers[1], range(2, 4))
+    assert equal(net, twin)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_scaled_loss_makes_the_same_steps(clip):
+    start = model(dtype=torch.float32)
+    nets = [start, copy.deepcopy(start)]
+    for net, enabled in zip(nets, (True, False), strict=True):
+        optimizer, scaler = ProjUNN(net.parameters(), lr=0.1), torch.amp.GradScaler("cpu", 1024.0, enabled=enabled)
+        for step in range(3):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(net, step)).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1 if clip else torch.inf)
+            scaler.step(optimizer)
+            scaler.update()
+    for a, b in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(a, b)
+    assert_unitary(nets[0])
+
+
 def test_timm_makes_it_by_name_and_its_groups_are_understood():
     net = nn.ModuleDict({"rnn": UnitaryRNN(3, 8, nonlinearity="relu"), "head": nn.Linear(8, 2)})
     optimizer = timm.optim.create_optimizer_v2(net, "projunn", lr=0.05, weight_decay=0.5)

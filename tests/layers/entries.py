@@ -139,7 +139,7 @@ def loss_of(module: nn.Module, x: Tensor) -> Tensor:
     target = torch.randn(
         y.shape, dtype=torch.promote_types(y.dtype, torch.float32), generator=torch.Generator().manual_seed(7)
     )
-    return (y - target / 2).abs().square().mean()
+    return (y - target.to(y.device) / 2).abs().square().mean()
 
 
 def step(module: nn.Module, x: Tensor, lr: float = 0.02) -> float:

@@ -24,6 +24,7 @@ from unitary_layers.projunn import unitary_weights
 from unitary_layers.testing import assert_unitary
 
 HALVES = [torch.float16, torch.bfloat16]
+CASTS = [("cpu", half) for half in HALVES] + [("cuda", half) for half in HALVES if torch.cuda.is_available()]
 
 
 @pytest.fixture
@@ -110,16 +111,17 @@ def test_a_complex_layer_cast_to_half_precision_still_runs(entry):
 
 @every_entry
 @pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
-def test_autocast(entry, cache):
-    module, x = entry.make(), entry.input()
+@pytest.mark.parametrize(("device", "half"), CASTS, ids=str)
+def test_autocast(entry, cache, device, half):
+    module, x = entry.make(device=device), entry.input().to(device)
     expected, before = output_of(module, x), matrices(module)
-    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cache):
+    with torch.autocast(device, dtype=half, cache_enabled=cache):
         y = output_of(module, x)
         loss = loss_of(module, x)
     if entry.is_complex:  # autocast leaves complex numbers alone
         assert torch.equal(y, expected)
     else:
-        assert_rounding(y, expected.bfloat16(), n=N, c=1)
+        assert_rounding(y, expected.to(half), n=N, c=1)
     loss.backward()
     assert all(p.grad.dtype == torch.float32 for p in module.parameters() if p.grad is not None)
     projunn_step(module)

@@ -27,6 +27,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unitary_layers import (
+    OrthogonalConv2d,
     UnitaryLinear,
     UnitaryRNN,
     UnitaryRNNCell,
@@ -153,10 +154,17 @@ def test_meta_device_then_assign(entry, counters):
     assert_trains(module, entry)
 
 
-@pytest.mark.parametrize("layer", [UnitaryLinear, UnitaryRNN, UnitaryRNNCell])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
-def test_skip_init(layer, dtype):
-    module = nn.utils.skip_init(layer, 4, 4, dtype=dtype)
+CONVOLUTIONS = [(OrthogonalConv2d, {"input_size": 4}), (OrthogonalConv2d, {"kernel_size": 3})]
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [(layer, {"dtype": t}) for layer in (UnitaryLinear, UnitaryRNN, UnitaryRNNCell) for t in (None, torch.complex64)]
+    + CONVOLUTIONS,
+    ids=str,
+)
+def test_skip_init(layer, options):
+    module = nn.utils.skip_init(layer, 4, 4, **options)
     assert not any(t.is_meta for t in module.state_dict().values())
     module.reset_parameters()
     assert_unitary(module)

@@ -172,6 +172,20 @@ def test_a_host_step_that_raises_leaves_the_groups_whole():
     assert int(net[2].weight_count) == 1
 
 
+def test_a_copied_optimiser_is_not_attached_and_what_it_does_is_noticed():
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    attach(net, optimizer)
+    loss_of(net, 0).backward()
+    copy.copy(optimizer).step()
+    assert int(net[2].weight_count) == 0
+    with pytest.warns(UserWarning, match=r"'weight' \(6, 6\) was written by something else: expected .*, got"):
+        loss_of(net, 0)
+    optimizer.step()
+    assert int(net[2].weight_count) == 1
+    assert_unitary(net)
+
+
 @pytest.mark.parametrize("with_optimizer", [True, False])
 def test_detaching(with_optimizer):
     net = model()
@@ -231,6 +245,8 @@ def test_what_cannot_be_attached_is_refused():
         attach(net, torch.optim.LBFGS(net.parameters()))
     with pytest.raises(ValueError, match="base learning rate above 0"):
         attach(net, torch.optim.SGD(net.parameters(), lr=0.0))
+    with pytest.raises(ValueError, match="expected an optimizer with a GradScaler"):
+        attach(net, scaler=torch.amp.GradScaler("cpu"))
 
 
 def test_backward_trigger_is_refused_in_a_distributed_run(tmp_path, monkeypatch):

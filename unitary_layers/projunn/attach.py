@@ -1,10 +1,12 @@
 """Two more triggers of the one step: after any torch optimiser's step, or when backward has finished."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
@@ -12,7 +14,7 @@ from torch.optim import LBFGS, Optimizer
 from ..linalg import LowRank
 from .gradient import DenseGradient, GradientOperator
 from .hook import Prepare, projunn_step, step_from_gradients
-from .weight import UnitaryWeight, unitary_weights
+from .weight import UnitaryWeight, clear_collected, unitary_weights
 
 
 class AttachHandle:
@@ -27,14 +29,15 @@ class AttachHandle:
             self._removers.pop()()
 
 
-def attach(module: nn.Module, optimizer: Optimizer | None = None) -> AttachHandle:
+def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: GradScaler | None = None) -> AttachHandle:
     """Makes an unmodified training loop train the unitary weights of a module.
 
     ``attach(model, optimizer)`` takes the projUNN step whenever the optimiser steps. The hook owns the unitary weights:
     during the step the optimiser does not see them, so neither weight decay nor momentum nor a moving average inside it
     reaches them. Accumulation, clipping and ``GradScaler`` work as for any parameter; a step that the scaler skips is
     no step. A schedule of the optimiser's learning rate scales the rules' rates by the same factor, relative to the
-    base rate (``group["initial_lr"]``, or the rate at the time of attaching).
+    base rate (``group["initial_lr"]``, or the rate at the time of attaching). ``optimizer.zero_grad()`` reaches
+    factored gradients too, clipping does not, and a ``GradScaler`` has to be named, for they are no ``.grad``.
 
     ``attach(model)`` takes it by itself as soon as a backward has finished: for the plain loop of one backward per
     step. Do not use it with gradient accumulation, clipping or ``GradScaler``, nor with weights that are shared
@@ -45,17 +48,23 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None) -> AttachHandl
     Args:
         module: any module tree; its unitary weights are looked up anew at each step.
         optimizer: any torch optimiser whose step reads ``param_groups``.
+        scaler: the ``GradScaler`` that scales the losses, needed where there are layers with ``gradient="factored"``.
+            Their gradients are unscaled by it, and where one has overflowed the whole step is skipped.
 
     Returns:
         A handle whose ``remove()`` undoes it.
 
     Raises:
         ValueError: if the module has no unitary weight; for LBFGS, which keeps its own list of parameters; for the
-            second form, if a module is wrapped by DistributedDataParallel.
+            second form, if a module is wrapped by DistributedDataParallel, or with a scaler.
     """
     if next(unitary_weights(module), None) is None:
         raise ValueError(f"expected a module with unitary weights, got a {type(module).__name__} without any")
-    return _attach_to_backward(module) if optimizer is None else _attach_to_optimizer(module, optimizer)
+    if optimizer is not None:
+        return _attach_to_optimizer(module, optimizer, scaler)
+    if scaler is not None:
+        raise ValueError("expected an optimizer with a GradScaler: attach(model) steps before gradients are unscaled")
+    return _attach_to_backward(module)
 
 
 @contextmanager
@@ -80,14 +89,19 @@ def without_parameters(optimizer: Optimizer, hidden: set[Tensor]) -> Iterator[No
 class _OptimizerHook:
     """The pair of hooks around the host's step."""
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, optimizer: Optimizer, scaler: GradScaler | None) -> None:
+        self.module, self.scaler = module, scaler
         self.base_rates = [_base_rate(group) for group in optimizer.param_groups]
         self.hiding: AbstractContextManager[None] | None = None
+        self.removed = self.overflowed = False
 
     def before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         self.restore()  # where the host's last step raised, it had no after
-        hidden = {weight.parameter for weight in unitary_weights(self.module)}
+        weights = list(unitary_weights(self.module))
+        hidden = {weight.parameter for weight in weights}
+        self.overflowed = self.scaler is not None and not all(map(_is_finite_if_factored, weights))
+        if self.overflowed:  # as the scaler would skip the step, had it seen these gradients
+            hidden.update(p for group in optimizer.param_groups for p in group["params"])
         self.hiding = without_parameters(optimizer, hidden)
         self.hiding.__enter__()
 
@@ -97,13 +111,34 @@ class _OptimizerHook:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf) > 0:
             return
+        if self.overflowed:
+            clear_collected(unitary_weights(self.module))
+            for found in self.scaler._found_inf_per_device(optimizer).values():
+                found.fill_(1)  # and its next update lowers the scale
+            return
         rates = self.schedule(optimizer)
-        unscale = None if scale is None else _divide_by(scale)
+        unscale = None if scale is None and self.scaler is None else _divide_by(scale, self.scaler)
         step_from_gradients(
             unitary_weights(self.module),
             lambda weight: weight.rule.with_lr(weight.rule.lr * rates.get(weight.parameter, rates[None])),
             unscale,
         )
+
+    def reach_by_zero_grad(self, optimizer: Optimizer) -> None:
+        """Makes ``optimizer.zero_grad()`` forget factored gradients, until the hook is removed."""
+        of_torch = optimizer.zero_grad
+
+        @functools.wraps(of_torch)
+        def zero_grad(set_to_none: bool = True) -> None:
+            of_torch(set_to_none)
+            if not self.removed:
+                clear_collected(unitary_weights(self.module))
+
+        vars(optimizer)["zero_grad"] = zero_grad  # as schedulers do with step; there is no hook
+
+    def remove(self) -> None:
+        self.restore()
+        self.removed = True
 
     def restore(self) -> None:
         if self.hiding is not None:
@@ -133,24 +168,30 @@ def _base_rate(group: dict) -> float | None:
     return float(rate)
 
 
-def _divide_by(scale: Tensor) -> Prepare:
-    """Undoes the scale of ``GradScaler`` where a fused optimiser was to do it itself."""
+def _divide_by(scale: Tensor | None, scaler: GradScaler | None) -> Prepare:
+    """Undoes the scale of a scaler: in factored gradients; in others where a fused optimiser was to do it itself."""
 
     def unscaled(weight: UnitaryWeight, gradient: GradientOperator | LowRank) -> GradientOperator | LowRank:
         if isinstance(gradient, LowRank):
-            return gradient.scale(1 / float(scale))
-        return DenseGradient(gradient.dense() / scale.to(gradient.device))
+            return gradient.scale(1 / (float(scale) if scaler is None else scaler.get_scale()))
+        return gradient if scale is None else DenseGradient(gradient.dense() / scale.to(gradient.device))
 
     return unscaled
 
 
-def _attach_to_optimizer(module: nn.Module, optimizer: Optimizer) -> AttachHandle:
+def _is_finite_if_factored(weight: UnitaryWeight) -> bool:
+    factors = None if weight.collected is None else weight.collected.low_rank
+    return factors is None or all(bool(torch.isfinite(factor).all()) for factor in factors)
+
+
+def _attach_to_optimizer(module: nn.Module, optimizer: Optimizer, scaler: GradScaler | None) -> AttachHandle:
     if isinstance(optimizer, LBFGS):
         raise ValueError("expected an optimizer that steps the parameters of its param_groups, got LBFGS")
-    hook = _OptimizerHook(module, optimizer)
+    hook = _OptimizerHook(module, optimizer, scaler)
+    hook.reach_by_zero_grad(optimizer)
     before = optimizer.register_step_pre_hook(hook.before)
     after = optimizer.register_step_post_hook(hook.after)
-    return AttachHandle([before.remove, after.remove, hook.restore])
+    return AttachHandle([before.remove, after.remove, hook.remove])
 
 
 def _attach_to_backward(module: nn.Module) -> AttachHandle:
