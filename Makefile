@@ -4,17 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint types format clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
-test: $(READY) lint
+test: $(READY) lint types
 	$(BIN)/python -m pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/python -m mypy
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -26,4 +29,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf build dist runs .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist runs .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage *.egg-info

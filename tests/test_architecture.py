@@ -18,7 +18,7 @@ LEVELS = (
     ("projunn.hook", "projunn.attach", "projunn"),
     ("optim",),
     ("layers.transforms", "layers.activation", "layers.scan", "layers.support", "layers.loading", "layers.methods"),
-    ("layers.base",),
+    ("layers.base", "layers.forward"),
     ("layers.linear", "layers.convnd", "layers.conv", "layers.cell", "layers.rnn", "layers"),
     ("models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel", "models"),
     ("testing",),

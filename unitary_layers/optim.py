@@ -97,7 +97,7 @@ class ProjUNN(Optimizer):
                 self.param_groups[-1].setdefault(key, value)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # no overloads
         """Takes one step of all parameters that have a gradient; those of unitary weights are None afterwards.
 
         Args:
@@ -119,6 +119,7 @@ class ProjUNN(Optimizer):
             lambda weight, gradient: self._direction(weight, gradient, groups[weight.parameter]),
         )
         with without_parameters(self, set(self._weights)):
+            assert self._base is not None  # since the constructor
             self._base.step()
         return loss
 

@@ -12,11 +12,9 @@ from ..init import INITS
 from ..projunn.moments import Moments
 from ..projunn.rule import UpdateRule
 from ..projunn.sampling import LINEAR_SAMPLERS
-from ..projunn.watch import watch
 from ..projunn.weight import UnitaryWeight, as_matrix, record_of, register_owner
 from .loading import HALF, STATE, STATE_VERSION, is_too_new, prepare_state
 from .methods import UnitaryMethods
-from .transforms import is_transformed
 
 GRADIENTS = ("dense", "factored")
 
@@ -29,7 +27,7 @@ GRADIENTS = ("dense", "factored")
 # meta device. Counters are buffers and travel with state_dict, safetensors and averages.
 
 
-class UnitaryModule(UnitaryMethods, nn.Module):
+class UnitaryModule(UnitaryMethods):
     """Base of the layers: registers unitary parameters and keeps them unitary through what torch does to a module.
 
     Args:
@@ -136,6 +134,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
     def unitary_weight(self, name: str) -> UnitaryWeight:
         """One of the unitary weights that this module itself holds, by its name."""
         count, previous, rows, columns = (self._buffers.get(f"{name}_{state}") for state in STATE)
+        assert count is not None  # of all states the one that every weight has
         parameter = getattr(self, name)
         collected, seen = record_of(parameter)
         is_collected = self.gradient == "factored" or collected.low_rank is not None  # by a layer that it is tied to
@@ -147,7 +146,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
             count,
             previous,
             list(self._unitary).index(name),
-            None if rows is None else Moments(rows, columns),
+            None if rows is None or columns is None else Moments(rows, columns),
             collected if is_collected else None,
             seen,
             self.process_group,
@@ -212,7 +211,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
             if weight.collected is not None:
                 weight.collected.apply_(in_its_precision)
         known = [weight.name for weight in weights if weight.seen.is_of(weight.parameter)]
-        super()._apply(on_stored, recurse)
+        super()._apply(on_stored, recurse)  # type: ignore[no-untyped-call]  # torch's has no annotations
         for name in known:  # in another place or precision it is as unitary as it was
             self.unitary_weight(name).seen.note(getattr(self, name))
         return self
@@ -221,7 +220,7 @@ class UnitaryModule(UnitaryMethods, nn.Module):
         return self.__dict__ | {"process_group": None}  # a copy shares its gradients with nobody
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's has no annotations
         register_owner(self)
 
     def _load_from_state_dict(
@@ -231,32 +230,3 @@ class UnitaryModule(UnitaryMethods, nn.Module):
             return
         prepare_state(state_dict, prefix, self._kept_names(), self.own_unitary_weights(), reports[-1])
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *reports)
-
-
-def watch_own(module: nn.Module) -> None:
-    """Notices, in training, what something else has done to a layer's weights; see Note [Off the manifold]."""
-    if not isinstance(module, UnitaryModule) or not module.training:
-        return
-    if torch.compiler.is_compiling() or is_transformed():
-        return
-    for name in module._unitary:
-        parameter = module._parameters.get(name)
-        # Under functional_call, DataParallel or FSDP it is not the parameter that is used.
-        if type(parameter) is nn.Parameter and not record_of(parameter)[1].is_of(parameter):
-            watch([module.unitary_weight(name)])
-
-
-def factored_weight(module: nn.Module, name: str) -> UnitaryWeight | None:
-    """The weight of a layer if a forward pass now is to collect its gradient and not to leave it to autograd."""
-    if not isinstance(module, UnitaryModule) or module.gradient == "dense" or not torch.is_grad_enabled():
-        return None  # a scripted layer is no UnitaryModule; its gradients are dense
-    parameter = module._parameters[name]
-    # Where another tensor stands for the parameter, its gradient is its owner's; see watch_own.
-    if type(parameter) is not nn.Parameter or not parameter.requires_grad or is_transformed():
-        return None
-    return _weight_of(module, name)
-
-
-@torch.compiler.disable  # a compiled graph would watch what is kept of all parameters
-def _weight_of(module: UnitaryModule, name: str) -> UnitaryWeight:
-    return module.unitary_weight(name)

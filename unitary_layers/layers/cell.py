@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..projunn.collect import collect
 from ..projunn.rule import UpdateRule
 from .activation import make_activation
-from .base import UnitaryModule, factored_weight, watch_own
+from .base import UnitaryModule
+from .forward import factored_weight, watch_own
 
 NONLINEARITIES = ("tanh", "relu", "modrelu", "identity")
 
@@ -69,8 +70,8 @@ class UnitaryRNNBase(UnitaryModule):
                 nn.init.zeros_(parameter)
         self.reset_unitary()
         for child in self.modules():
-            if child is not self and hasattr(child, "reset_parameters"):
-                child.reset_parameters()
+            if child is not self and callable(reset := getattr(child, "reset_parameters", None)):
+                reset()
 
     def _project(self, x: Tensor, suffix: str) -> Tensor:
         """Input times input weight, plus both biases: ``(..., input_size)`` to ``(..., n)``."""

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..init import haar_
 from ..projunn.rule import UpdateRule
-from .base import UnitaryModule, factored_weight, watch_own
+from .base import UnitaryModule
+from .forward import factored_weight, watch_own
 from .support import BASIS_POINTS, FullSupport, LocalSupport, described, support_of
 
 Sides = int | Sequence[int]
@@ -19,6 +20,8 @@ class OrthogonalConvNd(UnitaryModule):
     """What the convolutions share; ``sides`` is the number of spatial dimensions. See :class:`OrthogonalConv2d`."""
 
     sides: ClassVar[int]
+    weight: Tensor
+    weight_pairs: Tensor | None
     extra_inits = ("local",)
     __constants__: ClassVar[list[str]] = ["in_channels", "input_size", "_support", "_others"]  # what forward reads
 
@@ -57,7 +60,9 @@ class OrthogonalConvNd(UnitaryModule):
         self.dilation = as_sides("dilation", dilation, self.sides)
         self.kernel_size = None if kernel_size is None else as_sides("kernel_size", kernel_size, self.sides)
         self.input_size = None if input_size is None else as_sides("input_size", input_size, self.sides)
-        self._support = described(self._full(transform) if self.kernel_size is None else self._local(transform))
+        self._support = described(
+            self._full(transform) if self.kernel_size is None else self._local(self.kernel_size, transform)
+        )
         self._check_padding(padding, padding_mode)
         self._create(device, dtype, bias)
         self.reset_parameters()
@@ -78,9 +83,9 @@ class OrthogonalConvNd(UnitaryModule):
         channels = (self.in_channels // self.groups, self.out_channels // self.groups)
         return FullSupport(*channels, self.groups, self.stride, self.input_size, transform)
 
-    def _local(self, transform: str) -> LocalSupport:
-        if any(k < s for k, s in zip(self.kernel_size, self.stride, strict=True)):
-            raise ValueError(f"expected a kernel_size of at least stride={self.stride}, got {self.kernel_size}")
+    def _local(self, kernel_size: tuple[int, ...], transform: str) -> LocalSupport:
+        if any(k < s for k, s in zip(kernel_size, self.stride, strict=True)):
+            raise ValueError(f"expected a kernel_size of at least stride={self.stride}, got {kernel_size}")
         if any(s > 1 and d > 1 for s, d in zip(self.stride, self.dilation, strict=True)):
             raise ValueError(
                 f"expected no dilation along a side with a stride, got {self.dilation} and stride={self.stride}"
@@ -88,13 +93,13 @@ class OrthogonalConvNd(UnitaryModule):
         if self.input_size is not None or transform != "auto":
             raise ValueError("input_size and transform belong to kernel_size=None; a local kernel fits any size")
         channels = (self.in_channels // self.groups, self.out_channels // self.groups)
-        return LocalSupport(*channels, self.groups, self.kernel_size, self.stride, self.dilation)
+        return LocalSupport(*channels, self.groups, kernel_size, self.stride, self.dilation)
 
     def _check_padding(self, padding: str | Sides, padding_mode: str) -> None:
         """Refuses what is not periodic with outputs over the whole input."""
-        same = ["same"]
-        if self.kernel_size is not None:
-            before, _ = self.support.padding()
+        same: list[object] = ["same"]
+        if isinstance(support := self.support, LocalSupport):
+            before, _ = support.padding()
             same += [tuple(before), *([before[0]] if len(set(before)) == 1 else [])]
         given = padding if isinstance(padding, (str, int)) else tuple(padding)
         if given not in same:
@@ -133,9 +138,8 @@ class OrthogonalConvNd(UnitaryModule):
         if isinstance(self.support, FullSupport):
             self._constants_for = (self.weight.device, self.weight.dtype)
             for name, value in self.support.constants().items():
-                setattr(
-                    self, name, value.to(self.weight.device, self.weight.dtype if value.is_floating_point() else None)
-                )
+                dtype = self.weight.dtype if value.is_floating_point() else None
+                setattr(self, name, value.to(self.weight.device, dtype))
 
     def _refresh_constants(self) -> None:
         # A buffer that was cast to float64 is only as good as before, and one from the meta device is empty.
@@ -160,9 +164,9 @@ class OrthogonalConvNd(UnitaryModule):
     def matrix(self) -> Tensor:
         """What the weights stand for, differentiable: the unitary blocks at all frequencies ``(*grid, groups, n, n)``
         of a full-support convolution, or the mixing matrices ``(groups, n, n)`` of a local one."""
-        if isinstance(self.support, LocalSupport):
+        if isinstance(support := self.support, LocalSupport):
             return self.weight
-        return self.support.matrices(self.weight, self.weight_pairs)
+        return support.matrices(self.weight, self.weight_pairs)
 
     def spatial_kernel(self) -> Tensor:
         """The kernel of the same convolution by torch, differentiable, ``(out_channels, in_channels / groups, *taps)``.
@@ -185,20 +189,20 @@ class OrthogonalConvNd(UnitaryModule):
             ValueError: for a kernel of another shape, with NaN or infinity; or for a local convolution, whose kernel is
                 made of matrices that are not unique.
         """
-        if isinstance(self.support, LocalSupport):
+        if isinstance(support := self.support, LocalSupport):
             raise ValueError("expected a convolution of full support (kernel_size=None), got a local one")
         expected = (self.out_channels, self.in_channels // self.groups)
         fits = kernel.ndim == 2 + self.sides and tuple(kernel.shape[:2]) == expected
-        if not fits or any(k > n for k, n in zip(kernel.shape[2:], self.input_size, strict=True)):
+        if not fits or any(k > n for k, n in zip(kernel.shape[2:], support.size, strict=True)):
             raise ValueError(
-                f"expected a kernel {expected} with at most {self.input_size} taps, got shape {tuple(kernel.shape)}"
+                f"expected a kernel {expected} with at most {support.size} taps, got shape {tuple(kernel.shape)}"
             )
         if not torch.isfinite(kernel).all():
             raise ValueError(f"expected a finite kernel, got NaN or infinity in shape {tuple(kernel.shape)}")
         shift = [-p for p in as_sides("padding", padding, self.sides, least=0)]
-        widths = [w for n, k in zip(self.input_size, kernel.shape[2:], strict=True) for w in (n - k, 0)][::-1]
+        widths = [w for n, k in zip(support.size, kernel.shape[2:], strict=True) for w in (n - k, 0)][::-1]
         kernel = nn.functional.pad(kernel.to(self.weight.device, torch.float64), widths)
-        self._assign(*self.support.blocks(kernel.roll(shift, tuple(range(2, kernel.ndim)))))
+        self._assign(*support.blocks(kernel.roll(shift, tuple(range(2, kernel.ndim)))))
 
     def _assign(self, real: Tensor, pairs: Tensor) -> None:
         with torch.no_grad():

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..projunn.collect import collect
 from ..projunn.rule import UpdateRule
-from .base import UnitaryModule, factored_weight, watch_own
+from .base import UnitaryModule
+from .forward import factored_weight, watch_own
 
 
 class UnitaryLinear(UnitaryModule):

@@ -1,12 +1,12 @@
 """The methods of whatever has unitary weights in its module tree."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..projunn.hook import projunn_step, retract_, unitarity_error_of
 from ..projunn.weight import clear_collected, unitary_weights
 
 
-class UnitaryMethods:
+class UnitaryMethods(nn.Module):
     """The methods of every layer and model with unitary weights somewhere in its module tree."""
 
     def projunn_step(self, *, lr_scale: float = 1.0) -> None:

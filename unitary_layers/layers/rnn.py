@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..projunn.rule import UpdateRule
 from .activation import make_activation
-from .base import factored_weight, watch_own
 from .cell import UnitaryRNNBase, dtype_differs
+from .forward import factored_weight, watch_own
 from .scan import scan
 
 
@@ -68,6 +68,12 @@ class UnitaryRNN(UnitaryRNNBase):
         >>> output.square().mean().backward()
         >>> rnn.projunn_step()
     """
+
+    if TYPE_CHECKING:  # the names of the first layer; those of the others are made in the same way
+        weight_ih_l0: Tensor
+        weight_hh_l0: Tensor
+        bias_ih_l0: Tensor
+        bias_hh_l0: Tensor
 
     def __init__(
         self,
@@ -124,7 +130,8 @@ class UnitaryRNN(UnitaryRNNBase):
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         if isinstance(input, PackedSequence):
             data, sizes, order, undo = input
-            output, h_n = self._run(data, sizes.tolist(), _reordered(hx, order))
+            h_0 = None if hx is None else _reordered(hx, order)
+            output, h_n = self._run(data, sizes.tolist(), h_0)
             return PackedSequence(output, sizes, order, undo), _reordered(h_n, undo)
         if input.dim() not in (2, 3):
             raise ValueError(f"UnitaryRNN: Expected input to be 2D or 3D, got {input.dim()}D instead")
@@ -155,8 +162,9 @@ class UnitaryRNN(UnitaryRNNBase):
                 projected = self._project(x, suffix)
                 weight = self.value(f"weight_hh{suffix}", projected)
                 h_0 = hx[i].to(projected.dtype)
-                options = {"factored": factored_weight(self, f"weight_hh{suffix}"), "reverse": direction == 1}
-                state, h = scan(projected, batch_sizes, h_0, weight, self.activations[i], **options)
+                factored, reverse = factored_weight(self, f"weight_hh{suffix}"), direction == 1
+                args = (projected, batch_sizes, h_0, weight, self.activations[i])
+                state, h = scan(*args, factored=factored, reverse=reverse)
                 states.append(state)
                 h_n.append(h)
             x = torch.cat(states, dim=-1) if self.bidirectional else states[0]
@@ -188,9 +196,9 @@ class UnitaryRNN(UnitaryRNNBase):
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *parts, *self.extra_repr_of_rule("henaff")])
 
 
-def _reordered(h: Tensor | None, order: Tensor | None) -> Tensor | None:
+def _reordered(h: Tensor, order: Tensor | None) -> Tensor:
     """The batch dimension of a state ``(layers, batch, n)`` in another order."""
-    return h if h is None or order is None else h.index_select(1, order)
+    return h if order is None else h.index_select(1, order)
 
 
 def _check_options(num_layers: int, dropout: float, **flags: bool) -> None:

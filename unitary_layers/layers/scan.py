@@ -34,7 +34,7 @@ class Fused(NamedTuple):
 def _mod_relu_(y: Tensor, bias: Tensor | None) -> None:
     """Real modReLU in place: ``y + bias sgn(y)``, and zero where that has not the sign of y."""
     sign = torch.sgn(y)
-    y.addcmul_(sign, bias)
+    y.addcmul_(sign, bias)  # type: ignore[arg-type]  # every ModReLU has one
     y.mul_(sign.mul_(y) > 0)
 
 
@@ -123,7 +123,8 @@ def loop(
     """:func:`scan` as a loop that autograd records step by step, for any nonlinearity."""
     steps = projected.split(list(batch_sizes))
     transposed = weight.mT
-    outputs, ended = [], []
+    outputs: list[Tensor] = []
+    ended: list[Tensor] = []
     h = h_0[: steps[-1 if reverse else 0].size(0)]
     for x in reversed(steps) if reverse else steps:
         h = _alive(h, x.size(0), h_0, ended)
@@ -191,13 +192,13 @@ class _FusedScan(torch.autograd.Function):
         kind: type[nn.Module],
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
-        transposed, ended = weight.mT, []
+        ended: list[Tensor] = []
         output = torch.empty_like(projected)
         steps = list(zip(projected.split(batch_sizes), output.split(batch_sizes), strict=True))
         h = h_0[: batch_sizes[-1 if reverse else 0]]
         for x, y in reversed(steps) if reverse else steps:
             h = _alive(h, x.size(0), h_0, ended)
-            torch.addmm(x, h, transposed, out=y)
+            torch.addmm(x, h, weight.mT, out=y)
             FUSED[kind].activate_(y, bias)
             h = y
         h = torch.cat([h, *ended[::-1]])

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 BASIS_POINTS = 256
 
 
-def without_autocast(device: str) -> AbstractContextManager:
+def without_autocast(device: str) -> AbstractContextManager[object]:
     """Full precision on a type of device, also where there is no autocast, as on the meta device."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
@@ -104,8 +105,8 @@ class FullSupport:
         x = space_to_depth(x, self.stride)
         if self.transform == "basis":
             basis = constants["basis"].to(x.dtype)
-            bins = self._multiply(*to_bins_by_basis(x, basis, len(weight) // self.groups), weight, pairs, factored)
-            return from_bins_by_basis(*bins, basis, self.grid)
+            real, z = to_bins_by_basis(x, basis, len(weight) // self.groups)
+            return from_bins_by_basis(*self._multiply(real, z, weight, pairs, factored), basis=basis, size=self.grid)
         indices = Bins(**{name.removeprefix("bins_"): value for name, value in constants.items()})
         device = x.device.type
         casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
@@ -113,7 +114,8 @@ class FullSupport:
         with without_autocast(device):  # there is no FFT in bfloat16
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             there, back = FFT_PLAIN if is_transformed() else FFT_NODES
-            bins = self._multiply(*there(wide, indices), weight, pairs, factored)
+            real, z = there(wide, indices)
+            bins = self._multiply(real, z, weight, pairs, factored)
             return back(*bins, indices, self.grid).to(dtype)
 
     def _multiply(
@@ -144,8 +146,8 @@ class FullSupport:
     def matrices(self, weight: Tensor, pairs: Tensor | None) -> Tensor:
         """The unitary matrices at all frequencies, complex ``(*grid, groups, n, n)``."""
         stored = weight.new_zeros(0, *weight.shape[1:], 2) if pairs is None else pairs
-        parts = (part.unflatten(0, (-1, self.groups)) for part in (weight, torch.view_as_complex(stored)))
-        return mirrored(*parts, self.grid)
+        real, z = (part.unflatten(0, (-1, self.groups)) for part in (weight, torch.view_as_complex(stored)))
+        return mirrored(real, z, self.grid)
 
     def blocks(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
         """The orthogonal matrices nearest to those of a kernel ``(groups * out_channels, in_channels, *size)``."""
@@ -158,7 +160,7 @@ class FullSupport:
         """The matrices of a Haar-random local convolution with three taps a side (on a side below 3, as many)."""
         n, ones = max(self.block), (1,) * len(self.grid)
         taps = [min(3, side) for side in self.grid]
-        draw = {"dtype": torch.float64, "device": device}
+        draw: dict[str, Any] = {"dtype": torch.float64, "device": device}
         shifts = haar_unitary(n, batch=(self.groups, shift_count(taps, ones)), **draw)
         kernel = local_kernel(haar_unitary(n, batch=(self.groups,), **draw), shifts, taps, ones)
         centre, sides = [-((t - 1) // 2) for t in taps], tuple(range(-len(taps), 0))
@@ -244,7 +246,7 @@ def _constant(weight: Tensor, factored: UnitaryWeight | None) -> Tensor:
     return weight if factored is None else weight.detach()
 
 
-Description = tuple[str, tuple]
+Description = tuple[str, tuple[Any, ...]]
 
 
 def described(support: FullSupport | LocalSupport) -> Description:

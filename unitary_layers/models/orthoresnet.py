@@ -164,7 +164,7 @@ class OrthoResNet(StagedClassifier):
 def _size(img_size: int | Sequence[int] | None) -> tuple[int, int]:
     if img_size is None:
         raise ValueError("expected img_size with full support, whose kernels are as large as the image")
-    return (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
 
 
 def _over(size: Size, stride: int) -> Size:

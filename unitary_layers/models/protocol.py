@@ -1,8 +1,10 @@
 """timm's protocol for a classifier made of a stem, stages and a head, whatever these are."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+from timm.layers import ClassifierHead
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from ..layers import UnitaryMethods
 from ..projunn import unitary_weights
 
 
-class StagedClassifier(UnitaryMethods, nn.Module):
+class StagedClassifier(UnitaryMethods):
     """Base of the models: everything that timm asks of one, over ``stem``, ``stages`` and ``head``.
 
     A subclass sets the three modules, then calls :meth:`finish`. Each stage has a flag ``grad_checkpointing``.
@@ -21,9 +23,14 @@ class StagedClassifier(UnitaryMethods, nn.Module):
         head_hidden_size: of what the classifier sees.
     """
 
+    if TYPE_CHECKING:  # at run time TorchScript would read them, and know none of these types
+        stem: nn.Module
+        stages: nn.Sequential
+        head: ClassifierHead
+
     def finish(self, channels: Sequence[int], reductions: Sequence[int]) -> None:
         """Notes what the stages put out."""
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             {"num_chs": c, "reduction": r, "module": f"stages.{i}"}
             for i, (c, r) in enumerate(zip(channels, reductions, strict=True))
         ]
@@ -110,7 +117,7 @@ class StagedClassifier(UnitaryMethods, nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether the backward of the blocks computes their activations anew instead of keeping them."""
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.grad_checkpointing = enable  # type: ignore[assignment]  # torch promises tensors and modules alone
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:

@@ -62,10 +62,10 @@ class StateHead(ClassifierHead):
         super().__init__(in_features, num_classes, "avg" if pool_type == "last" else pool_type, **options)
         self.last = pool_type == "last"
 
-    def reset(self, num_classes: int, pool_type: str | None = None, **options: Any) -> None:
+    def reset(self, num_classes: int, pool_type: str | None = None, *args: Any, **options: Any) -> None:
         """A new classifier; ``pool_type`` None keeps the pooling."""
         self.last = self.last if pool_type is None else pool_type == "last"
-        super().reset(num_classes, "avg" if pool_type == "last" else pool_type, **options)
+        super().reset(num_classes, "avg" if pool_type == "last" else pool_type, *args, **options)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         pooled = self.drop(self.global_pool(x[:, :, -1:, -1:] if self.last else x))
@@ -116,7 +116,7 @@ class UnitaryPixelRNN(StagedClassifier):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         precondition = gradient == "factored"
         rule = UpdateRule(variant=update, precondition=precondition) if isinstance(update, str) else update
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate

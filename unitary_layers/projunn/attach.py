@@ -1,8 +1,9 @@
 """Two more triggers of the one step: after any torch optimiser's step, or when backward has finished."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,23 +96,25 @@ class _OptimizerHook:
         self.hiding: AbstractContextManager[None] | None = None
         self.removed = self.overflowed = False
 
-    def before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.restore()  # where the host's last step raised, it had no after
         weights = list(unitary_weights(self.module))
-        hidden = {weight.parameter for weight in weights}
+        hidden: set[Tensor] = {weight.parameter for weight in weights}
+        if self.scaler is not None:
+            _refuse_kept(weights)
         self.overflowed = self.scaler is not None and not all(map(_is_finite_if_factored, weights))
         if self.overflowed:  # as the scaler would skip the step, had it seen these gradients
             hidden.update(p for group in optimizer.param_groups for p in group["params"])
         self.hiding = without_parameters(optimizer, hidden)
         self.hiding.__enter__()
 
-    def after(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.restore()
         scale = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf) > 0:
             return
-        if self.overflowed:
+        if self.overflowed and self.scaler is not None:
             clear_collected(unitary_weights(self.module))
             for found in self.scaler._found_inf_per_device(optimizer).values():
                 found.fill_(1)  # and its next update lowers the scale
@@ -156,7 +159,7 @@ class _OptimizerHook:
         return rates
 
 
-def _base_rate(group: dict) -> float | None:
+def _base_rate(group: dict[str, Any]) -> float | None:
     """The rate that a schedule is relative to; None for an optimiser without one (Adafactor's relative steps)."""
     rate = group.get("initial_lr", group.get("lr"))
     if rate is None:
@@ -173,7 +176,8 @@ def _divide_by(scale: Tensor | None, scaler: GradScaler | None) -> Prepare:
 
     def unscaled(weight: UnitaryWeight, gradient: GradientOperator | LowRank) -> GradientOperator | LowRank:
         if isinstance(gradient, LowRank):
-            return gradient.scale(1 / (float(scale) if scaler is None else scaler.get_scale()))
+            factor = scale if scaler is None else scaler.get_scale()
+            return gradient if factor is None else gradient.scale(1 / float(factor))
         return gradient if scale is None else DenseGradient(gradient.dense() / scale.to(gradient.device))
 
     return unscaled
@@ -182,6 +186,16 @@ def _divide_by(scale: Tensor | None, scaler: GradScaler | None) -> Prepare:
 def _is_finite_if_factored(weight: UnitaryWeight) -> bool:
     factors = None if weight.collected is None else weight.collected.low_rank
     return factors is None or all(bool(torch.isfinite(factor).all()) for factor in factors)
+
+
+def _refuse_kept(weights: Iterable[UnitaryWeight]) -> None:
+    """A rank alone cannot tell whether the sum over all overflows; see Note [Kept until the step]."""
+    for weight in weights:
+        if weight.group is not None and weight.collected is not None:
+            raise ValueError(
+                f"expected a dense gradient of {weight.name!r}, which shares its gradients with other ranks, under a "
+                'GradScaler; got gradient="factored"'
+            )
 
 
 def _attach_to_optimizer(module: nn.Module, optimizer: Optimizer, scaler: GradScaler | None) -> AttachHandle:

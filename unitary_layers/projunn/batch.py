@@ -1,8 +1,9 @@
 """Steps of weights, and those of one shape and one rule as a batch that moves at once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -69,36 +70,44 @@ class Batch:
         if isinstance(first, LowRank):
             return LowRank(*map(self.stack, zip(*directions, strict=True)))
         if isinstance(first, ReducedGradient):
-            return ReducedGradient(DenseGradient(self.stack(d.inner.dense() for d in directions)), first.group)
-        return DenseGradient(self.stack(direction.matrix for direction in directions))
+            inner = [direction.inner for direction in cast(list[ReducedGradient], directions)]
+            return ReducedGradient(DenseGradient(self.stack(part.dense() for part in inner)), first.group)
+        return DenseGradient(self.stack(direction.matrix for direction in cast(list[DenseGradient], directions)))
+
+    @property
+    def previous_factors(self) -> list[Tensor]:
+        """The buffers of the left factors of the steps before; none but for the power sampler."""
+        return [factor for step in self.steps if (factor := step.weight.previous_factor) is not None]
 
     @property
     def previous(self) -> Tensor | None:
         """The left factors of the steps before, for the power sampler."""
-        if self.steps[0].weight.previous is None:
-            return None
-        return self.stack(step.weight.previous_factor for step in self.steps)
+        return self.stack(self.previous_factors) if self.previous_factors else None
+
+    @property
+    def moment_buffers(self) -> list[Moments]:
+        """The buffers of the running averages; none but for a rule with ``precondition``."""
+        return [step.weight.moments for step in self.steps if step.weight.moments is not None]
 
     @property
     def moments(self) -> Moments | None:
         """The running averages of a rule with ``precondition``."""
-        if self.steps[0].weight.moments is None:
-            return None
-        return Moments(*map(self.stack, zip(*(step.weight.moments for step in self.steps), strict=True)))
+        buffers = self.moment_buffers
+        return Moments(*map(self.stack, zip(*buffers, strict=True))) if buffers else None
 
     @property
     def probes(self) -> Probes | None:
         """What backward has seen of factored gradients."""
-        if self.steps[0].weight.collected.probes is None:
-            return None
-        return Probes(*map(self.stack, zip(*(step.weight.collected.probes for step in self.steps), strict=True)))
+        collected = [step.weight.collected for step in self.steps if step.weight.collected is not None]
+        found = [part.probes for part in collected if part.probes is not None]
+        return Probes(*map(self.stack, zip(*found, strict=True))) if found else None
 
     def stack(self, tensors: Iterable[Tensor]) -> Tensor:
         """One of each weight; that of a weight alone as it is."""
         tensors = tuple(tensors)
         return torch.stack(tensors) if len(self.steps) > 1 else tensors[0]
 
-    def unstack(self, tensor: Tensor) -> Sequence[Tensor]:
+    def unstack(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """The inverse of :meth:`stack`."""
         return tensor.unbind() if len(self.steps) > 1 else (tensor,)
 

@@ -65,6 +65,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, delta: Tensor) -> tuple[None, None, None, None]:
+        gradient: GradientOperator
         if ctx.parts is None:
             gradient = operator_of(ctx.weight, delta, *ctx.saved_tensors)
         else:
@@ -92,10 +93,11 @@ class _Join(torch.autograd.Function):
 def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
     """Adds a gradient, sampled where it can be, to what is collected; see Note [Sampling inside backward]."""
     check_alone(weight)
+    assert weight.collected is not None  # as in every layer that samples in backward
     collected, rule = weight.collected, weight.rule
     if weight.group is not None:  # see Note [Kept until the step]
-        total = gradient if collected.kept is None else SummedGradient((collected.kept, gradient))
-        collected.kept = total if total.numel < total.shape.numel() else DenseGradient(total.dense())
+        kept = gradient if collected.kept is None else SummedGradient((collected.kept, gradient))
+        collected.kept = kept if kept.numel < kept.shape.numel() else DenseGradient(kept.dense())
         return
     sample = rule.sample(gradient, [weight.key], weight.previous_factor, weight.moments, collected.probes)
     collected.probes = sample.probes

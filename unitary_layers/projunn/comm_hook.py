@@ -53,6 +53,7 @@ def thin_products_hook(state: ThinProducts, bucket: dist.GradBucket) -> torch.fu
         ValueError: for a weight that is sharded.
     """
     group = dist.group.WORLD if state.group is None else state.group
+    assert group is not None  # as long as there is a wrapper that calls its hook
     gradients = {id(p): gradient for p, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True)}
     check_whole(weights := [weight for weight in unitary_weights(state.module) if id(weight.parameter) in gradients])
     ours = [(weight, gradients.pop(id(weight.parameter))) for weight in weights if _is_sampled(weight)]
@@ -91,6 +92,7 @@ def _sample(pairs: Sequence[tuple[UnitaryWeight, Tensor]], group: dist.ProcessGr
         steps.append(Step(weight, ReducedGradient(DenseGradient(matrix), group), weight.rule))
         places[weight.name] = stored
     for batch in batches(steps):
+        assert isinstance(batch.direction, ReducedGradient)
         mean = batch.rule.sample(batch.direction, batch.keys, batch.previous).low_rank.matrix()
         for step, matrix in zip(batch.steps, batch.unstack(mean), strict=True):
             places[step.weight.name].copy_(torch.view_as_real(matrix) if step.weight.is_complex else matrix)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..linalg import LowRank
 from .gradient import FactoredGradient, GradientOperator
 from .weight import UnitaryOwner, UnitaryWeight, unitary_weights
 
@@ -94,7 +95,8 @@ def share_gradients(module: nn.Module, group: dist.ProcessGroup | None = None) -
         RuntimeError: if ``torch.distributed`` is not initialised.
         ValueError: for a module without unitary weights, or one that is wrapped or sharded already.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    group = dist.group.WORLD if group is None and dist.is_available() else group
+    if group is None:
         raise RuntimeError("expected torch.distributed to be initialised (init_process_group), but it is not")
     if any(isinstance(m, DistributedDataParallel) for m in module.modules()):
         raise ValueError("expected share_gradients(model) before DistributedDataParallel(model), got a wrapped module")
@@ -102,10 +104,9 @@ def share_gradients(module: nn.Module, group: dist.ProcessGroup | None = None) -
     if not weights:
         raise ValueError(f"expected a module with unitary weights, got a {type(module).__name__} without any")
     check_whole(weights)
-    group = dist.group.WORLD if group is None else group
     for owner in module.modules():
         if isinstance(owner, UnitaryOwner):
-            owner.process_group = group
+            owner.process_group = group  # type: ignore[assignment]  # torch promises tensors and modules alone
     for weight in unitary_weights(module):
         weight.drop_gradient()
         state = [weight.count, weight.previous, *(weight.moments or ())]
@@ -128,7 +129,7 @@ def _ignore(module: nn.Module, unitary: set[int]) -> None:
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
 
 
-def with_gradients(weights: Iterable[UnitaryWeight]) -> list[tuple[UnitaryWeight, GradientOperator]]:
+def with_gradients(weights: Iterable[UnitaryWeight]) -> list[tuple[UnitaryWeight, GradientOperator | LowRank]]:
     """The weights that have a gradient, and the gradients: of a shared weight the mean over its ranks.
 
     A weight that other ranks of its group have used and this one has not gets a gradient of zeros, so that no rank
@@ -146,7 +147,9 @@ def with_gradients(weights: Iterable[UnitaryWeight]) -> list[tuple[UnitaryWeight
         used = _used_anywhere([weights[i] for i in members], [gradients[i] is not None for i in members], group)
         for i, is_used in zip(members, used, strict=True):
             if is_used:
-                gradients[i] = ReducedGradient(gradients[i] or _zeros_of(weights[i]), group)
+                found = _zeros_of(weights[i]) if gradients[i] is None else gradients[i]
+                assert isinstance(found, GradientOperator)  # see Note [Kept until the step]
+                gradients[i] = ReducedGradient(found, group)
     pairs = zip(weights, gradients, strict=True)
     return [(weight, gradient) for weight, gradient in pairs if gradient is not None]
 

@@ -78,9 +78,9 @@ def _sampled(batch: Batch) -> tuple[Batch, Sample] | None:
         return None if usable is None else (usable, _sample(usable))
     sample = _sample(batch)
     usable = _usable(batch, sample.low_rank)
-    if usable is None or usable is batch:
-        return usable and (usable, sample)
-    return usable, _sample(usable)
+    if usable is None:
+        return None
+    return usable, sample if usable is batch else _sample(usable)
 
 
 def _sample(batch: Batch) -> Sample:
@@ -93,6 +93,7 @@ def _usable(batch: Batch, seen: GradientOperator | LowRank) -> Batch | None:
     """The batch without those weights whose gradient, of which this was seen, is not finite and is to be skipped."""
     if _is_finite(seen):
         return batch
+    parts: Sequence[GradientOperator | LowRank]
     if isinstance(seen, LowRank):
         parts = [LowRank(*factors) for factors in zip(*map(batch.unstack, seen), strict=True)]
     else:
@@ -127,11 +128,11 @@ def _write(batch: Batch, change: LowRank, sample: Sample) -> None:
     else:
         torch._foreach_add_(matrices, batch.unstack(change.matrix()))
     torch._foreach_add_([weight.count for weight in weights], 1)
-    if weights[0].previous is not None:
-        _copy_([weight.previous_factor for weight in weights], batch.unstack(sample.low_rank.left))
-    if sample.probes is not None:
-        new = batch.rule.averaged(batch.moments, sample.probes)
-        for buffers, values in zip(zip(*(weight.moments for weight in weights), strict=True), new, strict=True):
+    if batch.previous_factors:
+        _copy_(batch.previous_factors, batch.unstack(sample.low_rank.left))
+    if sample.probes is not None and (moments := batch.moments) is not None:
+        new = batch.rule.averaged(moments, sample.probes)
+        for buffers, values in zip(zip(*batch.moment_buffers, strict=True), new, strict=True):
             _copy_(buffers, batch.unstack(values))
     period = batch.rule.retract_period(matrices[0].size(-1))
     for weight, matrix in zip(weights, matrices, strict=True):

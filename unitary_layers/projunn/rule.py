@@ -140,9 +140,9 @@ class UpdateRule:
             ValueError: for a rule with ``precondition`` and no moments.
         """
         device = gradient.device
-        if self.precondition and moments is None:
-            raise ValueError("expected the moments of the weight for a rule with precondition=True, got None")
         if self.precondition:
+            if moments is None:
+                raise ValueError("expected the moments of the weight for a rule with precondition=True, got None")
             found = probe(gradient, self.streams(keys, device, stream=1))
             probes = found if probes is None else Probes(probes.rows + found.rows, probes.columns + found.columns)
             gradient = preconditioned(gradient, self.averaged(moments, probes))

@@ -202,11 +202,11 @@ def clear_collected(weights: Iterable[UnitaryWeight]) -> None:
 # what they are. A tensor that was replaced in its module after an optimiser was built is trained by no optimiser of
 # torch, ours included.
 
-_owners: weakref.WeakKeyDictionary[nn.Module, None] = weakref.WeakKeyDictionary()  # a set in order of age
+_owners: weakref.WeakKeyDictionary[UnitaryOwner, None] = weakref.WeakKeyDictionary()  # a set in order of age
 _owners_lock = threading.Lock()
 
 
-def register_owner(module: nn.Module) -> None:
+def register_owner(module: UnitaryOwner) -> None:
     """Lists a module for :func:`weights_of`; it stays listed for as long as it lives."""
     with _owners_lock:
         _owners[module] = None
