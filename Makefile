@@ -3,14 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+# One thread to a process: matrices here are small, and two processes with two threads each wait for one another.
+ONE_THREAD := OMP_NUM_THREADS=1
+WORKERS := --numprocesses logical --maxprocesses 4 --dist loadscope
+COVERAGE ?= $(if $(CI),--cov)
 
-.PHONY: demo test lint types format clean
+.PHONY: demo test lint types coverage examples wheel-test format clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY) lint types
-	$(BIN)/python -m pytest
+	$(ONE_THREAD) $(BIN)/python -m pytest $(WORKERS) $(COVERAGE) -m "not timing"
+	$(ONE_THREAD) $(BIN)/python -m pytest -m timing
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -18,6 +23,17 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/python -m mypy
+
+coverage: $(READY)
+	$(ONE_THREAD) $(BIN)/python -m pytest $(WORKERS) --cov -m "not timing"
+
+# Every script of examples/ as a user starts it, with few steps.
+examples: $(READY)
+	.ci/examples $(BIN)/python
+
+# The contract tests on the built wheel, in an environment of its own: a few minutes, and as much disk as torch takes.
+wheel-test:
+	.ci/wheel $(PYTHON)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -54,14 +54,14 @@ def test_a_loss_that_is_not_reached_is_said_so():
     assert all(math.isnan(row.ratio) for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_a_factored_step_is_cheaper_than_a_dense_one():
     ratios = {row.name: row.ratio for row in cases.linear(2048, 512, 5, with_peers=False)}
     assert ratios["factored"] < 1.1  # measured 0.73; a shared machine is noisy
     assert ratios["factored"] < ratios["dense"]
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("case", "most"),
     [
@@ -74,7 +74,7 @@ def test_other_factored_steps_are_cheap(case, most):
     assert {row.name: row.ratio for row in case()}["factored"] < most
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_many_small_weights_move_as_one_batch():
     ratios = {row.name: row.ratio for row in cases.many(100, 64, 20)}
     assert ratios["100 weights"] < 30  # measured 12; one by one 100
