@@ -110,6 +110,17 @@ def test_gradients_of_each_sample_by_vmap(entry):
 
 
 @every_entry
+def test_a_transform_neither_repairs_nor_reports(entry):
+    module, x = entry.make(), entry.input()
+    with torch.no_grad():
+        next(iter(unitary_weights(module))).parameter.view(-1)[0] += 0.5
+    with warnings.catch_warnings(), unchanged(module):
+        warnings.simplefilter("error")
+        found = vmap(lambda x: output_of(module, x))(torch.stack([x, x]))
+    assert_rounding(found[1], output_of(module.eval(), x), n=SUM)
+
+
+@every_entry
 def test_vmap_over_an_ensemble_of_layers(entry):
     modules, x = [entry.make() for _ in range(3)], entry.input()
     states = stack_module_state(modules)
