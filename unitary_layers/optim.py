@@ -148,24 +148,22 @@ class ProjUNN(Optimizer):
         self, weight: UnitaryWeight, gradient: GradientOperator | LowRank, group: dict[str, Any]
     ) -> GradientOperator | LowRank:
         """What the weight is to go against; updates its state."""
-        if isinstance(gradient, LowRank):
-            return gradient.scale(-1.0) if group["maximize"] else gradient
-        if group["direction"] in ("plain", "moments") and not group["maximize"]:
+        if group["maximize"]:
+            gradient = gradient.scale(-1.0)
+        if weight.is_factored or group["direction"] in ("plain", "moments"):
             return gradient
-        g = -gradient.dense() if group["maximize"] else gradient.dense()
+        g = gradient.dense()
         if group["direction"] == "momentum":
             moving = self._buffer(weight, "momentum_buffer")
             return DenseGradient(moving.mul_(group["momentum"]).add_(g))
-        if group["direction"] == "rmsprop":
-            square = self._buffer(weight, "square_avg", real=True)
-            # |g|^2 and not g * g, which for complex g is not even real.
-            square.mul_(group["alpha"]).add_(g.abs().square(), alpha=1 - group["alpha"])
-            return DenseGradient(g / (square.sqrt() + group["eps"]))
-        return DenseGradient(g)
+        square = self._buffer(weight, "square_avg", real=True)
+        # |g|^2 and not g * g, which for complex g is not even real.
+        square.mul_(group["alpha"]).add_(g.abs().square(), alpha=1 - group["alpha"])
+        return DenseGradient(g / (square.sqrt() + group["eps"]))
 
     def _with_moments(self, weight: UnitaryWeight, group: dict[str, Any]) -> UnitaryWeight:
         """The weight, where the direction is "moments" with those of this optimiser, which the step then updates."""
-        if group["direction"] != "moments" or isinstance(weight.gradient, LowRank):
+        if group["direction"] != "moments" or weight.is_factored:
             return weight
         state = self.state[weight.parameter]
         names = [f"{name}_moments" for name in Moments._fields]
@@ -186,13 +184,13 @@ class ProjUNN(Optimizer):
 def _rule(weight: UnitaryWeight, group: dict[str, Any]) -> UpdateRule:
     """The layer's rule at the group's rate; where the optimiser has its own direction, with its own preconditioner."""
     rule = weight.rule.with_lr(float(group["lr"]) * group["unitary_lr_scale"])
-    if group["direction"] == "plain" or isinstance(weight.gradient, LowRank):
+    if group["direction"] == "plain" or weight.is_factored:
         return rule
     return replace(rule, precondition=group["direction"] == "moments", alpha=group["alpha"])
 
 
 def _check_factored(weight: UnitaryWeight, group: dict[str, Any]) -> None:
-    if group["direction"] == "momentum" and isinstance(weight.gradient, LowRank):
+    if group["direction"] == "momentum" and weight.is_factored:
         raise ValueError(
             f'expected a direction without a matrix for the factored gradient of {weight.name!r}, got "momentum"; '
             'take gradient="dense", or UpdateRule(sampler="power"), which carries the last step on'

@@ -3,7 +3,8 @@
 `python examples/benchmarks/run.py` takes about ten minutes on two cores; `--quick` one. Ratios are to the base of each
 case, measured in turns with it: absolute times of a shared machine mean little. Peers are timed where they are
 installed (`pip install -e ".[bench]"`). `--only copying`, which the full run leaves out, trains copying memory at delay
-1,000 until the loss is 0.002, by a dense and by a factored gradient in turns: half an hour on two cores.
+1,000 until the loss is 0.002, by a dense and by a factored gradient in turns: half an hour on two cores. So is
+`--only distributed`: a step of two processes, which share gradients in each way there is, and the bytes that cross.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 import cases
+import processes
 import timm
 import torch
 from cases import Row
@@ -25,12 +27,13 @@ from tqdm import tqdm
 
 import unitary_layers
 
-CASES = ("update", "linear", "compile", "rnn", "conv", "resnet9", "memory", "copying")
+FULL = ("update", "linear", "compile", "rnn", "conv", "resnet9", "memory")
+CASES = (*FULL, "copying", "distributed")
 
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--only", nargs="+", choices=CASES, default=CASES[:-1], help="cases to run")
+    options.add_argument("--only", nargs="+", choices=CASES, default=FULL, help="cases to run")
     options.add_argument("--quick", action="store_true", help="small sizes, few repetitions, no peers")
     options.add_argument("--repetitions", type=int, default=15, help="turns of each case")
     options.add_argument("--threads", type=int, help="CPU threads; torch's own choice if not given")
@@ -74,6 +77,10 @@ def tables(only: Iterable[str], quick: bool, repetitions: int) -> Iterator[Itera
             cases.network(2, 1, depths=(0, 0, 0), widths=(4, 4, 4), stem_width=4)
             if quick
             else cases.network(16, math.ceil(repetitions / 5))
+        ],
+        "distributed": [
+            processes.distributed(n, rows, repetitions)
+            for n, rows in (((64, 8),) if quick else ((1024, 128), (2048, 128), (4096, 128)))
         ],
         "copying": [cases.time_to_loss(*((5, 8, 2.0) if quick else (1000, 190, 2e-3)))],
         "memory": [cases.memory(*size) for size in (((64, 32),) if quick else ((1024, 128), (2048, 128)))],

@@ -114,6 +114,7 @@ RUNS = {
     "share-svd": Run("share", rule={"sampler": "svd"}),
     "share-attach": Run("share", trigger="attach"),
     "share-attach-factored": Run("share", "factored", trigger="attach"),
+    "share-factored-optimiser": Run("share", "factored", trigger="rmsprop", rule={"precondition": True}),
     "share-plain": Run("share", trigger="plain"),
     "share-rmsprop": Run("share", trigger="rmsprop"),
     "share-moments": Run("share", trigger="moments"),

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 
 from ..linalg import LowRank
-from .gradient import DenseGradient, GradientOperator
+from .gradient import GradientOperator
 from .hook import Prepare, projunn_step, step_from_gradients
 from .weight import UnitaryWeight, clear_collected, unitary_weights
 
@@ -175,10 +175,8 @@ def _divide_by(scale: Tensor | None, scaler: GradScaler | None) -> Prepare:
     """Undoes the scale of a scaler: in factored gradients; in others where a fused optimiser was to do it itself."""
 
     def unscaled(weight: UnitaryWeight, gradient: GradientOperator | LowRank) -> GradientOperator | LowRank:
-        if isinstance(gradient, LowRank):
-            factor = scale if scaler is None else scaler.get_scale()
-            return gradient if factor is None else gradient.scale(1 / float(factor))
-        return gradient if scale is None else DenseGradient(gradient.dense() / scale.to(gradient.device))
+        by = scaler.get_scale() if weight.is_factored and scaler is not None else scale
+        return gradient if by is None else gradient.scale(1 / float(by))
 
     return unscaled
 

@@ -60,6 +60,9 @@ class ReducedGradient(GradientOperator):
         dist.all_reduce(everywhere, dist.ReduceOp.MIN, self.group)
         return bool(everywhere)
 
+    def scale(self, factor: float) -> "ReducedGradient":
+        return ReducedGradient(self.inner.scale(factor), self.group)
+
     def _mean(self, x: Tensor) -> Tensor:
         x = x.contiguous() / self.group.size()  # first, so that what is finite on all ranks stays so
         dist.all_reduce(x, group=self.group)

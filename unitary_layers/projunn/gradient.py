@@ -60,6 +60,12 @@ class GradientOperator(ABC):
         """How many numbers this form of G holds: as many as the matrix, where it says no other."""
         return self.shape.numel()
 
+    def scale(self, factor: float) -> "GradientOperator":
+        """``factor * G``."""
+        *batch, m, n = self.shape
+        real = {"dtype": self.dtype.to_real(), "device": self.device}
+        return ScaledGradient(self, torch.full((*batch, m), factor, **real), torch.ones(*batch, n, **real))
+
 
 @dataclass(frozen=True)
 class DenseGradient(GradientOperator):
@@ -70,6 +76,9 @@ class DenseGradient(GradientOperator):
     """
 
     matrix: Tensor
+
+    def scale(self, factor: float) -> "DenseGradient":
+        return DenseGradient(self.matrix * factor)
 
     @property
     def shape(self) -> torch.Size:

@@ -145,6 +145,11 @@ class UnitaryWeight:
             return None
         return DenseGradient(as_matrix(self.parameter.grad.detach().contiguous(), self.is_complex))
 
+    @property
+    def is_factored(self) -> bool:
+        """Whether its gradient is collected in backward; alike on all ranks, of which some may have none."""
+        return self.collected is not None and self.parameter.grad is None
+
     def placed(self, name: str, index: int) -> "UnitaryWeight":
         """The same weight by its name and place in a larger tree."""
         if self.collected is not None:  # its layer may sample it in backward, where it does not know its place
