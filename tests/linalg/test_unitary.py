@@ -76,7 +76,7 @@ def test_a_repair_is_exact_from_wherever_it_starts_and_cheap_near_the_manifold(d
     with FlopCounterMode(display=False) as flops:
         nearest = nearest_unitary(x.to(dtype))
     assert torch.linalg.matrix_norm(wide(nearest) - u @ vh) <= n * eps(dtype) + 10 * n * eps(torch.float64)
-    rounds = (flops.get_total_flops() / (2 * n**3) - 1) / 2  # one product measures the error, two make a round
+    rounds = flops.get_total_flops() / (2 * n**3) / 2  # of two products; the first of them measures the error
     assert 1 <= rounds <= {1e-6: 1, 1e-4: 2, 1e-2: 3, 0.4: 6}[error] + (eps(dtype) < 1e-9)
 
 

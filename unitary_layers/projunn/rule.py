@@ -104,8 +104,8 @@ class UpdateRule:
 
     def retract_period(self, n: int) -> int:
         """Steps between two retractions of an n x n weight; 0 for never."""
-        # A retraction near the manifold is three products of n x n matrices, a step moves some 6 n^2 numbers; see
-        # Note [The cost of a retraction].
+        # A retraction is two products of n x n matrices, a step moves some 6 n^2 numbers; see Note [The cost of a
+        # retraction]. examples/drift.py measures both, and the drift.
         return max(1000, n) if self.retract_every is None else self.retract_every
 
     def streams(self, keys: Sequence[Key], device: torch.device, stream: int = 0) -> Streams:
