@@ -1,0 +1,284 @@
+"""How far do a million steps drift from the manifold? Rounding error against steps, ours and others', in float32.
+
+Every method takes the same updates, of rank k and Frobenius norm 0.3, to stacks of 64 x 64 matrices. The directions:
+"random", new at each step; "turning", the same rotation at each step; "fixed", the same gradient at each step, which
+the weight soon has no way to follow. Ours take them as a model does, by `projunn_step` from `.grad`: D and T, with the
+retraction that is due every max(1000, n) steps and without, and the blocks of an OrthogonalConv2d. Of the others it is
+the formula: QR and Cayley retractions, the exponential map, and POGO's step. The error is the largest |W^H W - I|_F
+of a stack, looked at before each retraction; the bound is 1e-5 sqrt(n). At the end the retraction is timed against the
+steps between two of them.
+
+    python examples/drift.py --quick
+    python examples/drift.py --cases T1 D4
+
+`--out` gets a CSV for each case; drift.csv and drift.png show all cases that it holds, also from other calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from unitary_layers import OrthogonalConv2d, UnitaryLinear, UpdateRule, projunn_step
+from unitary_layers.layers.base import UnitaryModule
+from unitary_layers.linalg import haar_unitary, nearest_unitary, unitarity_error
+from unitary_layers.projunn import unitary_weights
+
+SIZE, LENGTH = 64, 0.3
+BOUND = 1e-5 * SIZE**0.5
+DIRECTIONS = ("random", "turning", "fixed")  # those of the matrices of a stack, in turn
+STACK = len(DIRECTIONS)
+PERIOD = UpdateRule().retract_period(SIZE)
+FIELDS = ("case", "direction", "step", "error")
+LONG = ("T1", "D4", "conv-T1")  # the others end at a tenth of the steps
+COST_SIZES = (64, 256, 1024)
+
+
+class Stack(UnitaryModule):
+    """Orthogonal matrices `(m, n, n)` that move together, without a layer around them."""
+
+    def __init__(self, m: int, n: int, update: UpdateRule) -> None:
+        super().__init__(update, "haar", torch.float32)
+        self.register_unitary("weight", (m, n, n), None, torch.float32)
+        self.reset_unitary()
+
+
+class Gradients:
+    """Gradients of rank k and norm `LENGTH` for unitary matrices `(m, n, n)`, whose directions are `DIRECTIONS`."""
+
+    def __init__(self, like: Tensor, rank: int) -> None:
+        m, n, _ = like.shape
+        kinds = torch.arange(m) % len(DIRECTIONS)
+        self.turning = (kinds == DIRECTIONS.index("turning"))[:, None, None]
+        random = (kinds == DIRECTIONS.index("random"))[:, None, None]
+        # Pools of coprime sizes: 127 x 128 pairs pass before one comes again.
+        self.pools = []
+        for size in (127, 128):
+            frames = torch.linalg.qr(torch.randn(size, m, n, rank, dtype=like.dtype)).Q
+            self.pools.append(torch.where(random, frames, frames[0]) * (LENGTH / rank**0.5) ** 0.5)
+
+    def at(self, weight: Tensor, step: int) -> Tensor:
+        """The gradient `(m, n, n)` at a step, of which that of a turning matrix depends on where it is."""
+        left, right = (pool[step % len(pool)] for pool in self.pools)
+        return torch.where(self.turning, weight @ left, left) @ right.mH
+
+
+class Ours:
+    """A module whose unitary weights take projUNN's step."""
+
+    def __init__(self, module: nn.Module, rank: int) -> None:
+        self.module, self.weights = module, list(unitary_weights(module))
+        self.gradients = [Gradients(weight.matrix, rank) for weight in self.weights]
+
+    def step(self, index: int) -> None:
+        for weight, gradients in zip(self.weights, self.gradients, strict=True):
+            g = gradients.at(weight.matrix, index)
+            weight.parameter.grad = torch.view_as_real(g) if weight.is_complex else g
+        projunn_step(self.module)
+
+    def matrices(self) -> list[Tensor]:
+        return [weight.matrix for weight in self.weights]
+
+
+class Theirs:
+    """Orthogonal matrices that take the step of a formula, from a skew matrix in the tangent space."""
+
+    def __init__(self, formula: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.formula, self.weight = formula, haar_unitary(SIZE, batch=(STACK,))
+        self.gradients = Gradients(self.weight, rank=1)
+
+    def step(self, index: int) -> None:
+        change = -self.weight.mT @ self.gradients.at(self.weight, index)
+        self.weight = self.formula(self.weight, (change - change.mT) / 2)
+
+    def matrices(self) -> list[Tensor]:
+        return [self.weight]
+
+
+def qr(w: Tensor, skew: Tensor) -> Tensor:
+    """`qf(W + W A)`, R with a positive diagonal (Absil, Mahony, Sepulchre 2008, example 4.1.3; geoopt's `retr`)."""
+    q, r = torch.linalg.qr(w + w @ skew)
+    return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+
+
+def cayley(w: Tensor, skew: Tensor) -> Tensor:
+    """`W (I - A / 2)^(-1) (I + A / 2)` (Wen and Yin, Math. Program. 142, 2013, equation 2)."""
+    eye = torch.eye(w.size(-1))
+    return w @ torch.linalg.solve(eye - skew / 2, eye + skew / 2)
+
+
+def exponential(w: Tensor, skew: Tensor) -> Tensor:
+    """`W exp(A)` (Lezcano-Casado, NeurIPS 2019, arXiv 1909.09501: a trivialisation whose base moves at each step)."""
+    return w @ torch.linalg.matrix_exp(skew)
+
+
+def pogo(w: Tensor, skew: Tensor) -> Tensor:
+    """`M (3 I - M^T M) / 2` of `M = W + W A` (https://github.com/adrianjav/pogo, with its default lambda of 1/2)."""
+    m = w + w @ skew
+    return m * 1.5 - m @ (m.mT @ m) * 0.5
+
+
+def ours(variant: str, rank: int, retract_every: int | None, conv: bool) -> Ours:
+    """A stack, or the blocks of a convolution: 4 real and 6 complex ones, of 64 x 64."""
+    rule = UpdateRule(variant, rank=rank, lr=1.0, retract_every=retract_every)
+    return Ours(OrthogonalConv2d(SIZE, SIZE, input_size=4, update=rule) if conv else Stack(STACK, SIZE, rule), rank)
+
+
+Walk = Ours | Theirs
+CASES: dict[str, Callable[[], Walk]] = {
+    f"{'conv-' if conv else ''}{variant}{rank}{'' if every is None else '-without'}": partial(
+        ours, variant, rank, every, conv
+    )
+    for conv, every in ((False, None), (True, None), (False, 0))
+    for variant in "TD"
+    for rank in (1, 4)
+} | {
+    name: partial(Theirs, formula)
+    for name, formula in {"QR": qr, "Cayley": cayley, "exp": exponential, "POGO": pogo}.items()
+}
+
+
+def looks(steps: int) -> Iterator[tuple[int, bool]]:
+    """The numbers of steps after which to look, in order, and whether that is a row of the table.
+
+    That is often at first, then before each retraction; of these, five rows for a factor of ten. A last step that
+    retracts is no row, which would show the error after it.
+    """
+    rows = {min(m * 10**e, PERIOD - 1) for m in (1, 2, 3, 5, 7) for e in range(3)}
+    rows |= {m * 10**e - 1 for m in (1, 2, 3, 5, 7) for e in range(3, 12)}
+    rows |= {steps if steps % PERIOD else steps - 1}
+    for number in sorted(rows | set(range(PERIOD - 1, steps, PERIOD)) | {steps}):
+        if number <= steps:
+            yield number, number in rows
+
+
+def errors(walk: Walk) -> dict[str, float]:
+    """The largest error of the matrices of each direction."""
+    each = [unitarity_error(matrix) for matrix in walk.matrices()]
+    return {name: max(float(e[i :: len(DIRECTIONS)].amax()) for e in each) for i, name in enumerate(DIRECTIONS)}
+
+
+class Run:
+    """One case on its way: `advance` goes to the next look."""
+
+    def __init__(self, name: str, steps: int, out: Path) -> None:
+        torch.manual_seed(0)
+        self.name, self.path, self.walk = name, out / f"{name}.csv", CASES[name]()
+        self.steps, self.done = steps if name in LONG else -(-steps // 10), 0
+        self.looks = looks(self.steps)
+        self.worst = dict.fromkeys(DIRECTIONS, 0.0)  # since the last row
+        write(self.path, [])
+
+    def advance(self) -> int:
+        """Takes the steps up to the next look, and counts them; 0 at the end."""
+        start = self.done
+        target, is_row = next(self.looks, (start, False))
+        for self.done in range(start + 1, target + 1):
+            self.walk.step(self.done)
+        if target > start:
+            self.worst = {name: max(e, self.worst[name]) for name, e in errors(self.walk).items()}
+        if is_row:
+            rows = [dict(zip(FIELDS, (self.name, d, self.done, e), strict=True)) for d, e in self.worst.items()]
+            write(self.path, rows, "a")
+            self.worst = dict.fromkeys(DIRECTIONS, 0.0)
+        return self.done - start
+
+
+def write(path: Path, rows: Sequence[dict], mode: str = "w") -> None:
+    with path.open(mode, newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if mode == "w":
+            writer.writeheader()
+        writer.writerows({**row, "error": f"{float(row['error']):.3e}"} for row in rows)
+
+
+def draw(out: Path) -> None:
+    """drift.csv and drift.png of all cases in a folder."""
+    rows = [row for name in CASES if (out / f"{name}.csv").exists() for row in read(out / f"{name}.csv")]
+    write(out / "drift.csv", rows)
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    axes = figure.subplots(1, len(DIRECTIONS), sharey=True)
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(map(rule_of, CASES)))}
+    for axis, direction in zip(axes, DIRECTIONS, strict=True):
+        for name in CASES:
+            found = [row for row in rows if (row["case"], row["direction"]) == (name, direction)]
+            style = "--" if name.startswith("conv-") else ":" if name.endswith("-without") else "-"
+            points = [[float(row[field]) for row in found] for field in ("step", "error")]
+            axis.plot(*points, style, color=colours[rule_of(name)], label=name if found else None)
+        axis.axhline(BOUND, linestyle="-.", color="black", label="bound")
+        axis.set(xscale="log", yscale="log", xlabel="steps", title=f"{direction} directions")
+    axes[0].set_ylabel("largest |W^H W - I|_F")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(out / "drift.png", dpi=120)
+
+
+def rule_of(name: str) -> str:
+    """What a case has in common with those of the same colour."""
+    return name.removeprefix("conv-").removesuffix("-without")
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def retraction_cost(n: int, repeats: int) -> tuple[float, float, float]:
+    """Seconds of the thread in a step and in a retraction, in turn, and the share of the steps that the latter take."""
+    layer, gradient = UnitaryLinear(n, n, bias=False), torch.randn(n, n)
+
+    def step() -> None:
+        layer.weight.grad = gradient
+        projunn_step(layer)
+
+    times: dict[str, list[float]] = {"step": [], "retraction": []}
+    for _ in range(repeats + 1):
+        for name, work in (("step", step), ("retraction", lambda: nearest_unitary(layer.weight.detach()))):
+            start = time.thread_time()
+            work()
+            times[name].append(time.thread_time() - start)
+    one, other = (median(values[1:]) for values in times.values())
+    return one, other, other / layer.update.retract_period(n) / one
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--steps", type=int, default=1_000_000, help=f"of {', '.join(LONG)}; others a tenth")
+    options.add_argument("--quick", action="store_true", help="3,000 steps, half a minute")
+    names = f"of {', '.join(CASES)}; none to draw what is there"
+    options.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), metavar="CASE", help=names)
+    options.add_argument("--out", type=Path, default=Path("runs/drift"))
+    args = options.parse_args(argv)
+    steps = 3_000 if args.quick else args.steps
+    if steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}")
+    torch.set_num_threads(1)  # matrices this small gain nothing from a second
+    args.out.mkdir(parents=True, exist_ok=True)
+    runs = [Run(name, steps, args.out) for name in args.cases]
+    with tqdm(total=sum(run.steps for run in runs), unit="step", disable=not sys.stderr.isatty()) as bar:
+        while moved := [run.advance() for run in runs]:
+            if not any(moved):
+                break
+            bar.update(sum(moved))
+    draw(args.out)
+    for run in runs:
+        rows = read(run.path)
+        worst = max(rows, key=lambda row: float(row["error"]))
+        print(f"{run.name:12s} {run.steps} steps: at most {worst['error']} ({worst['direction']}), bound {BOUND:.1e}")
+    for n in COST_SIZES:
+        step, retraction, share = retraction_cost(n, 3 if args.quick else 20)
+        print(f"n = {n}: a step {step * 1e6:.0f} us, a retraction {retraction * 1e6:.0f} us, {share:.2%} of the steps")
+
+
+if __name__ == "__main__":
+    main()
