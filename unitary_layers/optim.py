@@ -150,7 +150,7 @@ class ProjUNN(Optimizer):
         """What the weight is to go against; updates its state."""
         if group["maximize"]:
             gradient = gradient.scale(-1.0)
-        if weight.is_factored or group["direction"] in ("plain", "moments"):
+        if isinstance(gradient, LowRank) or weight.is_factored or group["direction"] in ("plain", "moments"):
             return gradient
         g = gradient.dense()
         if group["direction"] == "momentum":

@@ -63,8 +63,8 @@ class GradientOperator(ABC):
     def scale(self, factor: float) -> "GradientOperator":
         """``factor * G``."""
         *batch, m, n = self.shape
-        real = {"dtype": self.dtype.to_real(), "device": self.device}
-        return ScaledGradient(self, torch.full((*batch, m), factor, **real), torch.ones(*batch, n, **real))
+        rows = torch.full((*batch, m), factor, dtype=self.dtype.to_real(), device=self.device)
+        return ScaledGradient(self, rows, rows.new_ones(*batch, n))
 
 
 @dataclass(frozen=True)
