@@ -9,6 +9,8 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from hostile import TRIED
+
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60, print_blob=True)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("ci")
@@ -19,3 +21,9 @@ def _reproducible():
     """Seeds torch's default generator before each test; one thread, since most matrices here are small."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tells how much of what ought to fail well was tried in this process."""
+    if TRIED.total():
+        terminalreporter.write_line(f"hostile inputs tried: {TRIED.total()} ({dict(TRIED)})")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .linalg import haar_unitary
+from .linalg.check import check_generator, check_matrix
 
 
 @torch.no_grad()
@@ -19,9 +20,10 @@ def haar_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tensor
         generator: source of the random numbers; torch's default one if None.
 
     Raises:
-        ValueError: if the tensor is not square.
+        TypeError, ValueError: if the tensor is not dense, floating point and square.
     """
     n, batch = _square(tensor), tuple(tensor.shape[:-2])
+    check_generator(generator)
     device = tensor.device if generator is None else generator.device
     return tensor.copy_(haar_unitary(n, batch=batch, generator=generator, dtype=tensor.dtype, device=device))
 
@@ -37,9 +39,10 @@ def identity_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Te
         generator: not used.
 
     Raises:
-        ValueError: if the tensor is not square.
+        TypeError, ValueError: if the tensor is not dense, floating point and square.
     """
-    return tensor.copy_(torch.eye(_square(tensor), dtype=tensor.dtype, device=tensor.device))
+    n = _square(tensor)
+    return tensor.copy_(torch.eye(n, dtype=tensor.dtype, device=tensor.device))
 
 
 @torch.no_grad()
@@ -55,7 +58,7 @@ def henaff_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tens
         generator: source of the random numbers; torch's default one if None.
 
     Raises:
-        ValueError: if the tensor is not square.
+        TypeError, ValueError: if the tensor is not dense, floating point and square.
     """
     return _rotations_(tensor, -math.pi, math.pi, generator)
 
@@ -74,7 +77,7 @@ def cayley_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tens
         generator: source of the random numbers; torch's default one if None.
 
     Raises:
-        ValueError: if the tensor is not square.
+        TypeError, ValueError: if the tensor is not dense, floating point and square.
     """
     return _rotations_(tensor, 0.0, math.pi / 2, generator)
 
@@ -87,6 +90,7 @@ INITS: MappingProxyType[str, Callable[..., Tensor]] = MappingProxyType(
 def _rotations_(tensor: Tensor, low: float, high: float, generator: torch.Generator | None) -> Tensor:
     """Fills with rotations by angles uniform in [low, high], drawn and evaluated in float64."""
     n, batch = _square(tensor), tensor.shape[:-2]
+    check_generator(generator)
     device = tensor.device if generator is None else generator.device
     count = n if tensor.is_complex() else n // 2
     angles = torch.rand(*batch, count, dtype=torch.float64, device=device, generator=generator) * (high - low) + low
@@ -105,6 +109,5 @@ def _rotations_(tensor: Tensor, low: float, high: float, generator: torch.Genera
 
 
 def _square(tensor: Tensor) -> int:
-    if tensor.ndim < 2 or tensor.size(-1) != tensor.size(-2):
-        raise ValueError(f"expected a square tensor (..., n, n), got shape {tuple(tensor.shape)}")
+    check_matrix("tensor", tensor, square=True)
     return tensor.size(-1)

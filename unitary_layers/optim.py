@@ -1,5 +1,6 @@
 """One optimiser for a whole model: projUNN for its unitary weights, a rule of torch for the rest."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -54,7 +55,7 @@ class ProjUNN(Optimizer):
         base: the rule for the ordinary parameters: "rmsprop", "sgd" or "adamw".
 
     Raises:
-        ValueError: for an option out of range.
+        TypeError, ValueError: for an option that is not a finite number, or out of range.
         ValueError: in ``step``, for a factored gradient and ``direction="momentum"``.
         RuntimeError: in ``step``, for a gradient of a unitary weight with a NaN or an infinity, as ``projunn_step``
             does; the ordinary parameters have not been stepped either.
@@ -79,7 +80,7 @@ class ProjUNN(Optimizer):
         maximize: bool = False,
         base: str = "rmsprop",
     ) -> None:
-        if base not in BASES:
+        if base not in tuple(BASES):
             raise ValueError(f"expected base to be one of {tuple(BASES)}, got {base!r}")
         options = {"unitary_lr_scale": unitary_lr_scale, "direction": direction, "momentum": momentum, "alpha": alpha}
         options |= {"lr": lr, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
@@ -128,6 +129,8 @@ class ProjUNN(Optimizer):
         return super().__getstate__() | {"_base_name": self._base_name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:
+            _check(group)
         super().__setstate__(state)
         self._build_base()
 
@@ -202,10 +205,12 @@ def _check(group: dict[str, Any]) -> None:
     if group["direction"] not in DIRECTIONS:
         raise ValueError(f"expected direction to be one of {DIRECTIONS}, got {group['direction']!r}")
     for name in ("lr", "unitary_lr_scale", "eps", "weight_decay"):
-        if not float(group[name]) >= 0:
-            raise ValueError(f"expected {name} >= 0, got {group[name]}")
+        if not 0 <= group[name] <= sys.float_info.max:
+            raise ValueError(f"expected {name} >= 0 and finite, got {group[name]}")
+        if isinstance(group[name], int):  # beyond 64 bits torch takes floats alone
+            group[name] = float(group[name])
     for name in ("momentum", "alpha"):
-        if not 0 <= float(group[name]) < 1:
+        if not 0 <= group[name] < 1:
             raise ValueError(f"expected {name} in [0, 1), got {group[name]}")
 
 

@@ -7,6 +7,9 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from ..linalg.check import check_dense
+from .inputs import as_dtype, as_size
+
 
 class ModReLU(nn.Module):
     r"""``modReLU(z) = z / |z| * relu(|z| + b)``, of real or complex z: moves the modulus, keeps the sign or phase.
@@ -30,11 +33,8 @@ class ModReLU(nn.Module):
         self, num_features: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        if num_features < 1:
-            raise ValueError(f"expected num_features >= 1, got {num_features}")
-        self.num_features = num_features
-        real = None if dtype is None else dtype.to_real()
-        self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=real))
+        self.num_features = as_size("num_features", num_features)
+        self.bias = nn.Parameter(torch.empty(self.num_features, device=device, dtype=as_dtype(dtype).to_real()))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -64,18 +64,22 @@ class GroupSort(nn.Module):
         Input and output ``(batch, channels, ...)`` for the default ``dim=1``.
 
     Raises:
-        ValueError: if ``group_size`` is below 1, or (in ``forward``) does not divide the channels.
+        TypeError, ValueError: if ``group_size`` or ``dim`` is not an integer, ``group_size`` below 1, or (in
+            ``forward``) the input has no such dimension, or one that ``group_size`` does not divide.
     """
 
     def __init__(self, group_size: int = 2, dim: int = 1) -> None:
         super().__init__()
-        if group_size < 1:
-            raise ValueError(f"expected group_size >= 1, got {group_size}")
-        self.group_size = group_size
+        self.group_size = as_size("group_size", group_size)
+        if not isinstance(dim, int):
+            raise TypeError(f"expected dim to be an integer, got {dim!r}")
         self.dim = dim
 
     @torch.jit.ignore
     def forward(self, input: Tensor) -> Tensor:
+        check_dense("input of GroupSort", input)
+        if not -input.ndim <= self.dim < input.ndim:
+            raise ValueError(f"expected an input with a dimension {self.dim}, got shape {tuple(input.shape)}")
         channels = input.size(self.dim)
         if channels % self.group_size:
             raise ValueError(f"expected channels in groups of {self.group_size}, got {channels} channels")

@@ -13,7 +13,8 @@ from ..projunn.moments import Moments
 from ..projunn.rule import UpdateRule
 from ..projunn.sampling import LINEAR_SAMPLERS
 from ..projunn.weight import UnitaryWeight, as_matrix, record_of, register_owner
-from .loading import HALF, STATE, STATE_VERSION, is_too_new, prepare_state
+from .inputs import HALF, as_dtype
+from .loading import STATE, STATE_VERSION, is_too_new, prepare_state
 from .methods import UnitaryMethods
 
 GRADIENTS = ("dense", "factored")
@@ -60,11 +61,7 @@ class UnitaryModule(UnitaryMethods):
         gradient: str = "dense",
     ) -> None:
         super().__init__()
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if not isinstance(dtype, torch.dtype):
-            raise TypeError(f"expected a torch.dtype, got {dtype!r}")
-        if not (dtype.is_floating_point or dtype.is_complex) or dtype == torch.complex32:
-            raise ValueError(f"expected a real or complex floating point dtype, got {dtype}")
+        dtype = as_dtype(dtype)
         if not isinstance(update, UpdateRule):
             raise ValueError(f"expected update to be an UpdateRule, got {update!r}")
         if not callable(init) and init not in (inits := (*INITS, *self.extra_inits)):
@@ -94,7 +91,7 @@ class UnitaryModule(UnitaryMethods):
             self._check_rank(name, getattr(self, name), rule)
         self._update = rule
         for name in self._unitary:
-            self._register_state(name)
+            self._register_state(name, self._unitary[name])
 
     def new_parameter(self, shape: Sequence[int], device: Any, dtype: torch.dtype | None) -> nn.Parameter:
         """An unfilled ordinary parameter of the layer's dtype; complex ones are stored as pairs ``(*shape, 2)``."""
@@ -106,9 +103,9 @@ class UnitaryModule(UnitaryMethods):
         parameter = nn.Parameter(stored.to(torch.promote_types(stored.dtype, torch.float32)))
         self._check_rank(name, parameter, self._update)
         self.register_parameter(name, parameter)
-        self._unitary[name] = stored.ndim > len(shape)
         self.register_buffer(f"{name}_count", torch.zeros((), dtype=torch.int64, device=device))
-        self._register_state(name)
+        self._register_state(name, stored.ndim > len(shape))
+        self._unitary[name] = stored.ndim > len(shape)  # last: from now on other threads may find it
 
     def reset_unitary(self, filler: Callable[[Tensor], Any] | None = None) -> None:
         """Fills the unitary parameters, by ``init`` where no filler is given, and starts their counters at zero."""
@@ -129,7 +126,7 @@ class UnitaryModule(UnitaryMethods):
 
     def own_unitary_weights(self) -> Iterator[UnitaryWeight]:
         """The unitary weights that this module itself holds, without those of its children."""
-        return map(self.unitary_weight, self._unitary)
+        return map(self.unitary_weight, list(self._unitary))
 
     def unitary_weight(self, name: str) -> UnitaryWeight:
         """One of the unitary weights that this module itself holds, by its name."""
@@ -180,9 +177,9 @@ class UnitaryModule(UnitaryMethods):
         parameters = list(self._parameters) if self.is_complex else self._unitary
         return [*parameters, *(f"{name}_{state}" for name in self._unitary for state in STATE[1:])]
 
-    def _register_state(self, name: str) -> None:
+    def _register_state(self, name: str, is_pairs: bool) -> None:
         """The buffers of the rule: the left factor of the last step, and the moments of rows and columns."""
-        parameter, is_pairs = getattr(self, name), self._unitary[name]
+        parameter = getattr(self, name)
         n_dims = parameter.ndim - is_pairs
         factor = (*parameter.shape[: n_dims - 1], self._update.rank, *parameter.shape[n_dims:])
         shapes = [factor if self._update.sampler == "power" else None]
@@ -228,5 +225,6 @@ class UnitaryModule(UnitaryMethods):
     ) -> None:
         if is_too_new(local_metadata, f"{prefix}{type(self).__name__}", reports[-1]):
             return
-        prepare_state(state_dict, prefix, self._kept_names(), self.own_unitary_weights(), reports[-1])
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        prepare_state(state_dict, prefix, self._kept_names(), self.own_unitary_weights(), reports[-1], assign=assign)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *reports)

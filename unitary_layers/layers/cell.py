@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..linalg.check import check_dense
 from ..projunn.collect import collect
 from ..projunn.rule import UpdateRule
 from .activation import make_activation
 from .base import UnitaryModule
 from .forward import factored_weight, watch_own
+from .inputs import dtype_differs
 
 NONLINEARITIES = ("tanh", "relu", "modrelu", "identity")
 
@@ -130,8 +132,9 @@ class UnitaryRNNCell(UnitaryRNNBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         watch_own(self)
-        for name, x in (("input", input), ("hidden", hx)):
-            if x is not None and x.dim() not in (1, 2):
+        for name, x in [("input", input)] + ([] if hx is None else [("hidden", hx)]):
+            check_dense(f"{name} of UnitaryRNNCell", x)
+            if x.dim() not in (1, 2):
                 raise ValueError(f"UnitaryRNNCell: Expected {name} to be 1D or 2D, got {x.dim()}D instead")
         x = torch.atleast_2d(input)
         if x.size(-1) != self.input_size:
@@ -160,8 +163,3 @@ class UnitaryRNNCell(UnitaryRNNBase):
         parts += [] if self.nonlinearity == "tanh" else [f"nonlinearity={self.nonlinearity!r}"]
         parts += ["complex=True"] if self.is_complex else []
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *parts, *self.extra_repr_of_rule("henaff")])
-
-
-def dtype_differs(x: Tensor, like: Tensor) -> bool:
-    """Whether the dtypes differ and autocast is not there to mend it."""
-    return x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type)

@@ -1,6 +1,6 @@
 """What orthogonal convolutions of one, two and three dimensions share: options, parameters and how they are applied."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +10,9 @@ from ..init import haar_
 from ..projunn.rule import UpdateRule
 from .base import UnitaryModule
 from .forward import factored_weight, watch_own
+from .inputs import Sides, as_sides, as_size, check_input
 from .support import BASIS_POINTS, FullSupport, LocalSupport, described, support_of
 
-Sides = int | Sequence[int]
 TRANSFORMS = ("auto", "basis", "fft")
 
 
@@ -54,8 +54,10 @@ class OrthogonalConvNd(UnitaryModule):
                 'expected gradient="dense" with a kernel_size: a local kernel is a product of small matrices, whose '
                 'gradients have no thin factors; got "factored"'
             )
-        _check_channels(in_channels, out_channels, groups)
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.in_channels = as_size("in_channels", in_channels)
+        self.out_channels = as_size("out_channels", out_channels)
+        self.groups = as_size("groups", groups)
+        _check_channels(self.in_channels, self.out_channels, self.groups)
         self.stride = as_sides("stride", stride, self.sides)
         self.dilation = as_sides("dilation", dilation, self.sides)
         self.kernel_size = None if kernel_size is None else as_sides("kernel_size", kernel_size, self.sides)
@@ -101,7 +103,7 @@ class OrthogonalConvNd(UnitaryModule):
         if isinstance(support := self.support, LocalSupport):
             before, _ = support.padding()
             same += [tuple(before), *([before[0]] if len(set(before)) == 1 else [])]
-        given = padding if isinstance(padding, (str, int)) else tuple(padding)
+        given = tuple(padding) if isinstance(padding, list) else padding
         if given not in same:
             raise ValueError(f"expected padding to be one of {same}, got {padding!r}")
         if padding_mode != "circular":
@@ -213,6 +215,7 @@ class OrthogonalConvNd(UnitaryModule):
     def forward(self, input: Tensor) -> Tensor:
         watch_own(self)
         support = support_of(self._support)
+        check_input(f"OrthogonalConv{len(support.stride)}d", input, self.weight)
         x = _batched(input, len(support.stride), self.in_channels, self.input_size)
         constants = {name: getattr(self, name) for name in support.constant_names}
         factored = (factored_weight(self, "weight"), factored_weight(self, self._others))
@@ -230,19 +233,10 @@ class OrthogonalConvNd(UnitaryModule):
         return ", ".join([f"{self.in_channels}, {self.out_channels}", *parts, *self.extra_repr_of_rule(default_init)])
 
 
-def as_sides(name: str, value: Sides, sides: int, least: int = 1) -> tuple[int, ...]:
-    """One integer a side, of at least ``least``; a single one stands for all. Raises ``ValueError`` otherwise."""
-    given = (value,) * sides if isinstance(value, int) else value
-    valid = isinstance(given, Sequence) and len(given) == sides
-    if not valid or any(not isinstance(v, int) or isinstance(v, bool) or v < least for v in given):
-        raise ValueError(f"expected {name} to be an integer of at least {least}, or {sides} of them, got {value!r}")
-    return tuple(given)
-
-
 def _check_channels(in_channels: int, out_channels: int, groups: int) -> None:
-    if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
+    if in_channels % groups or out_channels % groups:
         raise ValueError(
-            "expected positive numbers of channels that groups divides, got "
+            "expected numbers of channels that groups divides, got "
             f"in_channels={in_channels}, out_channels={out_channels}, groups={groups}"
         )
 

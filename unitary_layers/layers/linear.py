@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..linalg.check import check_dense
 from ..projunn.collect import collect
 from ..projunn.rule import UpdateRule
 from .base import UnitaryModule
 from .forward import factored_weight, watch_own
+from .inputs import as_size
 
 
 class UnitaryLinear(UnitaryModule):
@@ -40,6 +42,8 @@ class UnitaryLinear(UnitaryModule):
 
     Raises:
         ValueError: for a size below 1, a rank above n, an unknown init, or a dtype that is not a floating point one.
+        TypeError, ValueError, RuntimeError: in ``forward``, for an input that ``nn.Linear`` refuses, and with
+            ``gradient="factored"`` for a sparse one.
 
     Example:
         >>> layer = UnitaryLinear(20, 20)
@@ -61,16 +65,12 @@ class UnitaryLinear(UnitaryModule):
         gradient: str = "dense",
     ) -> None:
         super().__init__(update, init, dtype, gradient)
-        if in_features < 1 or out_features < 1:
-            raise ValueError(
-                f"expected sizes of at least 1, got in_features={in_features}, out_features={out_features}"
-            )
-        self.in_features = in_features
-        self.out_features = out_features
+        self.in_features = as_size("in_features", in_features)
+        self.out_features = as_size("out_features", out_features)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        n = max(in_features, out_features)
+        n = max(self.in_features, self.out_features)
         self.register_unitary("weight", (n, n), **dd)
-        self.bias: nn.Parameter | None = self.new_parameter((out_features,), **dd) if bias else None
+        self.bias: nn.Parameter | None = self.new_parameter((self.out_features,), **dd) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -86,9 +86,11 @@ class UnitaryLinear(UnitaryModule):
 
     def forward(self, input: Tensor) -> Tensor:
         watch_own(self)
+        factored = factored_weight(self, "weight")
+        check_dense("input of UnitaryLinear", input, sparse=factored is None)
         weight = self.value("weight", like=input)[: self.out_features, : self.in_features]
         bias = None if self.bias is None else self.value("bias")
-        if (factored := factored_weight(self, "weight")) is None:
+        if factored is None:
             return F.linear(input, weight, bias)
         return collect(F.linear(input, weight.detach(), bias), factored, input)
 

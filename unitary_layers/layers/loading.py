@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..linalg import nearest_unitary, unitarity_error
+from ..linalg.check import REAL
 from ..projunn.watch import rounding_tolerance
 from ..projunn.weight import UnitaryWeight, as_matrix
+from .inputs import HALF
 
-HALF = (torch.float16, torch.bfloat16)
 STATE_VERSION = 1  # of the names, shapes and meaning of what a state dict holds; 1 is the first
 STATE = ("count", "previous", "row_moments", "column_moments")  # buffers of a weight, after its name
 
@@ -35,57 +36,89 @@ def is_too_new(metadata: dict[str, Any], name: str, errors: list[str]) -> bool:
 
 
 def prepare_state(
-    state_dict: dict[str, Any], prefix: str, kept: Iterable[str], weights: Iterable[UnitaryWeight], errors: list[str]
+    state_dict: dict[str, Any],
+    prefix: str,
+    kept: Iterable[str],
+    weights: Iterable[UnitaryWeight],
+    errors: list[str],
+    *,
+    assign: bool = False,
 ) -> None:
-    """Makes the part of a state dict under a prefix fit to be loaded, in place.
+    """Makes the part of a state dict under a prefix fit to be loaded, in place; what is no tensor torch will report.
 
     Args:
         state_dict: as ``_load_from_state_dict`` gets it: a copy, of which entries may be replaced.
         prefix: of the module's keys.
         kept: names of its parameters and buffers that never fall below float32.
         weights: its own unitary weights.
-        errors: takes a message for each weight with a NaN or an infinity.
+        errors: takes a message for each weight or buffer that cannot be one; the present value then stays.
+        assign: whether the module takes the tensors themselves, and so their dtype.
     """
     for key in (prefix + name for name in kept):  # assign=True takes a tensor as it is
-        if key in state_dict and state_dict[key].dtype in HALF:
-            state_dict[key] = state_dict[key].float()
+        if isinstance(value := state_dict.get(key), Tensor) and value.dtype in HALF:
+            state_dict[key] = value.float()
     for weight in weights:
         key = prefix + weight.name
-        if key in state_dict and state_dict[key].shape == weight.parameter.shape:
-            state_dict[key] = _checked(key, state_dict[key], weight, errors)
         _complete(state_dict, key, weight)
+        for name, present in _held(key, weight).items():
+            value = state_dict.get(name)
+            if not isinstance(value, Tensor) or value.shape != present.shape or value.is_meta:
+                continue
+            if flaw := _flaw(name, value, signed=name in (key, f"{key}_previous")):
+                errors.append(f"expected {flaw}; it was not loaded")
+                state_dict[name] = present
+            elif name == key:
+                state_dict[key] = _on_manifold(key, value, weight, assign)
+            elif assign:  # a state in the precision of its weight, a count in integers
+                exact = present.dtype == torch.int64
+                state_dict[name] = value.to(torch.int64 if exact else getattr(state_dict.get(key), "dtype", None))
 
 
-def _checked(key: str, loaded: Tensor, weight: UnitaryWeight, errors: list[str]) -> Tensor:
-    """What to load for a unitary weight: itself, the nearest unitary one, or (with an error) the present one."""
-    if loaded.is_meta:
-        return loaded
-    stored = loaded.detach().contiguous()
+def _held(key: str, weight: UnitaryWeight) -> dict[str, Tensor]:
+    """What a module holds of a weight, by the keys of its state dict."""
+    names = (key, *(f"{key}_{state}" for state in STATE))
+    tensors = (weight.parameter.detach(), weight.count, weight.previous, *(weight.moments or (None, None)))
+    return {name: tensor for name, tensor in zip(names, tensors, strict=True) if tensor is not None}
+
+
+def _flaw(name: str, loaded: Tensor, *, signed: bool) -> str | None:
+    """What was expected of a tensor to be loaded and what came, if it is unfit."""
+    what = f"{'buffer' if name.endswith(STATE) else 'unitary weight'} {name!r}"
+    if loaded.layout != torch.strided or loaded.dtype not in (*REAL, torch.int64, torch.int32):
+        return f"a dense real {what}, got {loaded.dtype} of layout {loaded.layout}"
+    if not torch.isfinite(loaded).all():
+        return f"a finite {what}, got NaN or infinity"
+    if not signed and (loaded < 0).any():
+        return f"a {what} of at least 0, got {loaded.min().item():g}"
+    return None
+
+
+def _on_manifold(key: str, loaded: Tensor, weight: UnitaryWeight, assign: bool) -> Tensor:
+    """What to load for a unitary weight: itself, or the nearest unitary one."""
+    stored = loaded.detach().to(torch.promote_types(loaded.dtype, torch.float32)).contiguous()
     matrix = as_matrix(stored, weight.is_complex)
-    if not torch.isfinite(matrix).all():
-        errors.append(f"expected a finite unitary weight {key!r}, got NaN or infinity; it was not loaded")
-        return weight.parameter.detach()
-    error, tolerance = float(unitarity_error(matrix).amax()), rounding_tolerance(weight)
+    dtype = stored.dtype if assign else weight.parameter.dtype
+    error, tolerance = float(unitarity_error(matrix).amax()), rounding_tolerance(weight, dtype)
     if error <= tolerance:
-        return loaded if loaded.is_contiguous() else stored
+        return loaded if loaded.is_contiguous() and loaded.dtype == stored.dtype else stored
     warnings.warn(
         f"the loaded weight {key!r} is not unitary: expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}; "
         "the nearest unitary matrix is used instead",
         stacklevel=2,
     )
-    nearest = nearest_unitary(matrix.to(weight.matrix.dtype))
+    nearest = nearest_unitary(as_matrix(stored.to(dtype), weight.is_complex))
     return torch.view_as_real(nearest) if weight.is_complex else nearest
 
 
 def _complete(state_dict: dict[str, Any], key: str, weight: UnitaryWeight) -> None:
     """Fills in what a state dict of torch's own layer, or of another sampler, does not have."""
-    device = state_dict[key].device if key in state_dict else weight.count.device
+    device = getattr(state_dict.get(key), "device", weight.count.device)
     state_dict.setdefault(f"{key}_count", _or_zeros(weight.count, device))
     for state, buffer in zip(STATE[1:], (weight.previous, *(weight.moments or (None, None))), strict=True):
         name = f"{key}_{state}"
         if buffer is None:
             state_dict.pop(name, None)
-        elif name not in state_dict or state_dict[name].shape != buffer.shape:
+        elif name not in state_dict or getattr(state_dict[name], "shape", buffer.shape) != buffer.shape:
             state_dict[name] = _or_zeros(buffer, device)
 
 

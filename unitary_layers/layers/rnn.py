@@ -10,10 +10,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..linalg.check import check_dense
 from ..projunn.rule import UpdateRule
 from .activation import make_activation
-from .cell import UnitaryRNNBase, dtype_differs
+from .cell import UnitaryRNNBase
 from .forward import factored_weight, watch_own
+from .inputs import dtype_differs
 from .scan import scan
 
 
@@ -128,11 +130,14 @@ class UnitaryRNN(UnitaryRNNBase):
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
+        if hx is not None:
+            check_dense("hx of UnitaryRNN", hx)
         if isinstance(input, PackedSequence):
             data, sizes, order, undo = input
             h_0 = None if hx is None else _reordered(hx, order)
             output, h_n = self._run(data, sizes.tolist(), h_0)
             return PackedSequence(output, sizes, order, undo), _reordered(h_n, undo)
+        check_dense("input of UnitaryRNN", input)
         if input.dim() not in (2, 3):
             raise ValueError(f"UnitaryRNN: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3

@@ -1,5 +1,6 @@
 """Signals on a periodic grid: pixels to channels and back, padding all around."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,14 +8,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .check import check_dense
+
 
 def space_to_depth(x: Tensor, stride: Sequence[int]) -> Tensor:
     """``(..., c, *size)`` to ``(..., c * prod(stride), *size / stride)``: ``pixel_unshuffle`` on any number of sides.
 
     Raises:
+        TypeError, ValueError: for what is not a dense tensor with a dimension more than the stride has, or a stride
+            that is not of positive integers.
         ValueError: if a side is not a multiple of its stride.
     """
-    if all(s == 1 for s in stride):
+    if _is_trivial(x, stride):
         return x
     size = tuple(x.shape[-len(stride) :])
     if any(n % s for n, s in zip(size, stride, strict=True)):
@@ -24,11 +29,24 @@ def space_to_depth(x: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def depth_to_space(x: Tensor, stride: Sequence[int]) -> Tensor:
-    """The inverse of :func:`space_to_depth`, ``pixel_shuffle`` on any number of sides."""
-    if all(s == 1 for s in stride):
+    """The inverse of :func:`space_to_depth`, ``pixel_shuffle`` on any number of sides; raises as it does."""
+    if _is_trivial(x, stride):
         return x
+    channels, pixels = x.size(-1 - len(stride)), math.prod(stride)
+    if channels % pixels:
+        raise ValueError(f"expected channels in multiples of {pixels} for the stride {tuple(stride)}, got {channels}")
     wide, deep, lengths = _pattern(stride)
     return rearrange(x, f"{deep} -> {wide}", **lengths)
+
+
+def _is_trivial(x: Tensor, stride: Sequence[int]) -> bool:
+    """Whether a stride changes nothing, after a look at both."""
+    check_dense("x", x)
+    if not isinstance(stride, Sequence) or not all(isinstance(s, int) and s >= 1 for s in stride):
+        raise ValueError(f"expected a stride of integers of at least 1, got {stride!r}")
+    if x.ndim <= len(stride):
+        raise ValueError(f"expected (..., channels, *sides) for the stride {tuple(stride)}, got shape {tuple(x.shape)}")
+    return all(s == 1 for s in stride)
 
 
 def _pattern(stride: Sequence[int]) -> tuple[str, str, dict[str, int]]:

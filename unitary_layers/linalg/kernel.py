@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .check import REAL, check_dense, check_dtype
+
 # Note [A local kernel from orthogonal matrices]
 # A matrix P with orthonormal eigenvectors V[:, :m/2] to the eigenvalue 1 and the others to 0 splits the channels in two
 # halves. To shift one half by a pixel against the other, x_t -> P x_t + (I - P) x_{t+1}, is an orthogonal map of
@@ -122,16 +124,22 @@ def support_penalty(kernel: Tensor, support: int | Sequence[int]) -> Tensor:
         Differentiable tensor ``()``.
 
     Raises:
-        ValueError: for a support below 1.
+        TypeError, ValueError: for a kernel that is not a dense floating point one, or a support that is not of integers
+            of at least 1.
 
     Source: Kiani et al., arXiv 2203.05483, section 3 (local filters).
     """
+    check_dense("kernel", kernel)
+    check_dtype("kernel", kernel.dtype, REAL)
     sides = kernel.ndim - 2
-    support = (support,) * sides if isinstance(support, int) else tuple(support)
-    if len(support) != sides or min(support) < 1:
-        raise ValueError(f"expected a support of {sides} sides of at least 1, got {support}")
+    if sides < 1:
+        raise ValueError(f"expected a kernel (out, in, *size), got shape {tuple(kernel.shape)}")
+    support = (support,) * sides if isinstance(support, int) else support
+    valid = isinstance(support, Sequence) and len(support) == sides
+    if not valid or not all(isinstance(k, int) and k >= 1 for k in support):
+        raise ValueError(f"expected a support of {sides} sides of at least 1, got {support!r}")
     inside = torch.ones((), dtype=torch.bool, device=kernel.device)
     for n, k in zip(kernel.shape[2:], support, strict=True):
-        offset = torch.arange(n, device=kernel.device)
+        offset, k = torch.arange(n, device=kernel.device), min(k, n)
         inside = inside[..., None] & ((offset + (k - 1) // 2) % n < k)
     return kernel.square().sum(dim=(0, 1)).masked_fill(inside, 0).sum()

@@ -102,7 +102,11 @@ class ToBinsByFFT(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, bins: Bins) -> tuple[Tensor, Tensor]:
         dims = tuple(range(2, x.ndim))
-        spectrum = torch.fft.rfftn(x, dim=dims, norm="ortho").flatten(2).permute(2, 0, 1)
+        if x.numel() == 0:  # MKL refuses it
+            spectrum = x.new_zeros(*x.shape[:-1], x.size(-1) // 2 + 1, dtype=x.dtype.to_complex())
+        else:
+            spectrum = torch.fft.rfftn(x, dim=dims, norm="ortho")
+        spectrum = spectrum.flatten(2).permute(2, 0, 1)
         return spectrum[bins.real].real.contiguous(), torch.view_as_real(spectrum[bins.pairs].contiguous())
 
     @staticmethod
@@ -122,6 +126,8 @@ class FromBinsByFFT(torch.autograd.Function):
         independent = torch.view_as_complex(pairs.contiguous())
         spectrum = torch.cat([torch.complex(real, torch.zeros_like(real)), independent, independent.conj()])
         spectrum = spectrum[bins.sources].permute(1, 2, 0).unflatten(-1, (*size[:-1], -1))
+        if spectrum.numel() == 0:
+            return real.new_zeros(*spectrum.shape[:2], *size)
         return torch.fft.irfftn(spectrum, s=size, dim=tuple(range(2, spectrum.ndim)), norm="ortho")
 
     @staticmethod

@@ -7,6 +7,8 @@ arXiv math-ph/0609050; N. J. Higham, "Functions of Matrices" (2008), chapter 8 (
 import torch
 from torch import Tensor
 
+from .check import check_dtype, check_matrix
+
 # Note [Double precision off the hot path]
 # Drawing, repairing and measuring a unitary matrix happens rarely, so it is done in float64 (complex128) and rounded
 # once. A float32 matrix that was rounded from an exactly unitary one has |W^H W - I|_F of about sqrt(n) eps / 2; the
@@ -40,11 +42,14 @@ def haar_unitary(
         Contiguous tensor ``(*batch, n, n)``.
 
     Raises:
-        ValueError: if ``n`` is negative.
+        TypeError, ValueError: if ``n`` is no integer or negative, or ``dtype`` not a floating point one.
     """
+    if not isinstance(n, int):
+        raise TypeError(f"expected a matrix size n >= 0, an integer, got {n!r}")
     if n < 0:
         raise ValueError(f"expected a matrix size n >= 0, got {n}")
     dtype = torch.get_default_dtype() if dtype is None else dtype
+    check_dtype("matrices", dtype)
     wide = torch.complex128 if dtype.is_complex else torch.float64
     q, r = torch.linalg.qr(torch.randn(*batch, n, n, dtype=wide, device=device, generator=generator))
     # QR is unique, and then Q is Haar distributed, only with a positive diagonal of R (Mezzadri, section 5).
@@ -63,7 +68,11 @@ def unitarity_error(w: Tensor) -> Tensor:
 
     Returns:
         Real tensor ``(...)`` in the precision of ``w`` (at least float32), computed in float64.
+
+    Raises:
+        TypeError, ValueError: for what is not a dense floating point matrix.
     """
+    check_matrix("w", w)
     real = torch.promote_types(w.real.dtype if w.is_complex() else w.dtype, torch.float32)
     return torch.linalg.matrix_norm(_deviation(double(w))).to(real)
 
@@ -88,8 +97,10 @@ def nearest_unitary(w: Tensor) -> Tensor:
         Contiguous tensor of the shape and dtype of ``w``.
 
     Raises:
+        TypeError, ValueError: for what is not a dense floating point matrix.
         ValueError: if ``w`` has a NaN or an infinity.
     """
+    check_matrix("w", w)
     if not torch.isfinite(w).all():
         raise ValueError(f"expected a finite matrix, got NaN or infinity in a tensor of shape {tuple(w.shape)}")
     x = double(w)

@@ -17,6 +17,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ..layers import GroupSort, OrthogonalConv2d
+from ..layers.inputs import as_size
 from ..projunn import UpdateRule
 
 ONE_LIPSCHITZ = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, GroupSort)  # LeakyReLU of a slope of at most one
@@ -120,7 +121,7 @@ def branch(spec: UnitSpec, channels: int, size: Size, bottleneck: int) -> nn.Seq
     """The f of a block: two units, or (bottleneck above 1) three through ``channels // bottleneck`` channels."""
     if bottleneck == 1:
         return nn.Sequential(*(ConvUnit(spec, channels, channels, size) for _ in range(2)))
-    inner = channels // bottleneck
+    inner = channels // as_size("bottleneck", bottleneck)
     return nn.Sequential(
         ConvUnit(spec, channels, inner, size, kernel_size=1),
         ConvUnit(spec, inner, inner, size),

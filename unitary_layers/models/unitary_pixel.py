@@ -10,6 +10,7 @@ from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs,
 from torch import Tensor, nn
 
 from ..layers import UnitaryRNN
+from ..layers.inputs import as_size
 from ..projunn import UpdateRule
 from .protocol import StagedClassifier
 
@@ -93,6 +94,9 @@ class UnitaryPixelRNN(StagedClassifier):
     Shape:
         Input ``(b, in_chans, h, w)``, output ``(b, num_classes)``.
 
+    Raises:
+        TypeError, ValueError: for widths that are none, or sizes that are not integers of at least 1.
+
     Example:
         >>> UnitaryPixelRNN((16, 16))(torch.randn(2, 1, 8, 8)).shape
         torch.Size([2, 10])
@@ -116,11 +120,14 @@ class UnitaryPixelRNN(StagedClassifier):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(widths, (tuple, list)) or not widths:
+            raise ValueError(f"expected widths of one or more layers, got {widths!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         precondition = gradient == "factored"
         rule = UpdateRule(variant=update, precondition=precondition) if isinstance(update, str) else update
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        self.stem = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, **dd)
+        embed_dim, patch_size = as_size("embed_dim", embed_dim), as_size("patch_size", patch_size)
+        self.stem = nn.Conv2d(as_size("in_chans", in_chans), embed_dim, patch_size, patch_size, **dd)
         options = {"nonlinearity": nonlinearity, "update": rule, "gradient": gradient, "init": init, **dd}
         pairs = zip((embed_dim, *widths), widths, strict=False)
         self.stages = nn.Sequential(*(PixelLayer(before, width, **options) for before, width in pairs))

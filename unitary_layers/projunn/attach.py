@@ -56,9 +56,12 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
         A handle whose ``remove()`` undoes it.
 
     Raises:
+        TypeError: for what is not a module or not an optimiser.
         ValueError: if the module has no unitary weight; for LBFGS, which keeps its own list of parameters; for the
             second form, if a module is wrapped by DistributedDataParallel, or with a scaler.
     """
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise TypeError(f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if next(unitary_weights(module), None) is None:
         raise ValueError(f"expected a module with unitary weights, got a {type(module).__name__} without any")
     if optimizer is not None:

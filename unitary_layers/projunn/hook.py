@@ -1,6 +1,8 @@
 """The only writer of unitary weights: a step from their gradients, and a retraction to the manifold."""
 
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +30,13 @@ def projunn_step(module: nn.Module, *, lr_scale: float = 1.0) -> None:
         lr_scale: factor of every rule's learning rate, for a schedule.
 
     Raises:
-        RuntimeError: if a gradient has a NaN or an infinity (unless its rule says "skip"), or a weight is not unitary
-            (where its rule says "raise"), naming the weight; then no weight was changed and all gradients are there.
+        TypeError, ValueError: for what is not a module, or not a finite factor of at least 0.
+        RuntimeError: if a gradient has a NaN or an infinity (unless its rule says "skip") or is sparse, if its step
+            overflows, or if a weight is not unitary (where its rule says "raise"), naming the weight; then no weight
+            was changed and all gradients are there.
     """
+    if not isinstance(lr_scale, (int, float)) or not 0 <= lr_scale <= sys.float_info.max:
+        raise ValueError(f"expected lr_scale to be a finite number of at least 0, got {lr_scale!r}")
     step_from_gradients(unitary_weights(module), lambda weight: weight.rule.with_lr(weight.rule.lr * lr_scale))
 
 
@@ -66,9 +72,26 @@ def step_from_gradients(
 def take(steps: Iterable[Step]) -> None:
     """Takes steps. All changes are computed, thin, before the first is written: an error leaves all weights alone."""
     pairs = [pair for batch in batches(steps) if (pair := _sampled(batch)) is not None]
-    changes = [batch.rule.change(batch.stack(batch.matrices), sample.low_rank) for batch, sample in pairs]
+    changes = [_change(batch, sample) for batch, sample in pairs]
     for (batch, sample), change in zip(pairs, changes, strict=True):
         _write(batch, change, sample)
+
+
+def _change(batch: Batch, sample: Sample) -> LowRank:
+    with _naming(batch):
+        return batch.rule.change(batch.stack(batch.matrices), sample.low_rank)
+
+
+@contextmanager
+def _naming(batch: Batch) -> Iterator[None]:
+    """Tells which weights could not be stepped where numbers overflow, or a decomposition does not converge."""
+    try:
+        yield
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        names = ", ".join(repr(step.weight.name) for step in batch.steps)
+        raise RuntimeError(
+            f"no step of the unitary weights {names} at lr={batch.rule.lr:g}: {error}; no unitary weight was changed"
+        ) from error
 
 
 def _sampled(batch: Batch) -> tuple[Batch, Sample] | None:
@@ -84,9 +107,10 @@ def _sampled(batch: Batch) -> tuple[Batch, Sample] | None:
 
 
 def _sample(batch: Batch) -> Sample:
-    if isinstance(batch.direction, LowRank):
-        return Sample(recompressed(batch.direction, batch.rule.rank), batch.probes)
-    return batch.rule.sample(batch.direction, batch.keys, batch.previous, batch.moments)
+    with _naming(batch):
+        if isinstance(batch.direction, LowRank):
+            return Sample(recompressed(batch.direction, batch.rule.rank), batch.probes)
+        return batch.rule.sample(batch.direction, batch.keys, batch.previous, batch.moments)
 
 
 def _usable(batch: Batch, seen: GradientOperator | LowRank) -> Batch | None:
@@ -117,7 +141,8 @@ def _is_usable(weight: UnitaryWeight, finite: bool) -> bool:
         return False
     raise RuntimeError(
         f"expected a finite gradient of the unitary weight {weight.name!r} {tuple(weight.matrix.shape)}, got NaN or "
-        'infinity; no unitary weight was changed (UpdateRule(nonfinite="skip") leaves such a weight out instead)'
+        "infinity in it or in its products; no unitary weight was changed "
+        '(UpdateRule(nonfinite="skip") leaves such a weight out instead)'
     )
 
 

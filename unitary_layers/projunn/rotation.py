@@ -4,12 +4,14 @@ Source: B. Kiani, R. Balestriero, Y. LeCun, S. Lloyd, "projUNN: efficient method
 matrices", NeurIPS 2022, arXiv 2203.05483, section 3 (its abstract names the two variants the other way round).
 """
 
+import math
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from ..linalg import LowRank, orthonormal_basis
+from ..linalg.check import PRECISE, check_dense, check_matrix
 from ..linalg.lowrank import k_major
 from ..linalg.thin import thin_times, times_thin
 from ..linalg.unitary import double, polar_by_svd
@@ -28,6 +30,14 @@ from ..linalg.unitary import double, polar_by_svd
 # to ones, the polar factor would otherwise inherit 1e4 eps; and p is unitary to 1e-16, so that the drift of a float32
 # weight is the rounding of W alone.
 
+
+# Note [An angle too large to be known]
+# s has an error of |s| eps, eps that of the weight's precision: beyond 1 / eps radians an angle of projUNN-T has no
+# digit left modulo 2 pi. And matrix_exp loses |s| 1e-16 of unitarity, of which a Newton-Schulz round can mend 1e-8.
+# So a rotation by more than LONGEST radians (exploding gradients, an absurd learning rate) is one by LONGEST radians in
+# the same planes: some unitary matrix, as without that, and not something else. What is not finite is refused.
+
+LONGEST = 2.0**26
 
 # Note [2 x 2 in closed form]
 # A rank of one makes 2 x 2 problems, which need no LAPACK call each.
@@ -65,6 +75,11 @@ def exponential(s: Tensor) -> Tensor:
     return p * 1.5 - p @ (p.mH @ p) * 0.5
 
 
+def _shortened(s: Tensor) -> Tensor:
+    """``s`` ``(..., r, r)`` of no more than LONGEST; see Note [An angle too large to be known]."""
+    return s * (LONGEST / torch.linalg.vector_norm(s, dim=(-2, -1), keepdim=True).clamp_min(LONGEST))
+
+
 def _exponential_2x2(skew: Tensor) -> Tensor:
     """See Note [2 x 2 in closed form]."""
     if not skew.is_complex():
@@ -94,6 +109,9 @@ def rotation(weight: Tensor, update: LowRank, variant: str) -> LowRank:
 
     Returns:
         k-major factors ``(..., n, min(n, 2 k))``.
+
+    Raises:
+        ValueError: for an update with a NaN or an infinity, or so large that its products overflow.
     """
     a, b = update
     c = thin_times(a, weight).mH
@@ -101,7 +119,13 @@ def rotation(weight: Tensor, update: LowRank, variant: str) -> LowRank:
     q = orthonormal_basis(frame)
     r = double(q.mH @ frame)
     k = update.rank
-    p = VARIANTS[variant](r[..., k:] @ r[..., :k].mH)
+    s = r[..., k:] @ r[..., :k].mH
+    size = torch.linalg.vector_norm(s).item()
+    if not math.isfinite(size):
+        raise ValueError("expected an update whose products with the weight are finite, got NaN, infinity or overflow")
+    if size > LONGEST and variant == "T":
+        s = _shortened(s)
+    p = VARIANTS[variant](s)
     left = times_thin(weight, q) @ _plus_identity(p, -1.0).to(weight.dtype)
     return LowRank(left, q)
 
@@ -120,7 +144,8 @@ def projunn_d(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
         The new weight ``(..., n, n)``; the arguments are left as they are.
 
     Raises:
-        ValueError: for a weight that is not square, or factors that do not fit it in shape, dtype or device.
+        TypeError, ValueError: for a weight that is not dense, square and of at least single precision, or factors that
+            do not fit it in layout, shape, dtype or device, or whose products are not finite.
     """
     return _rotated(weight, a, b, "D")
 
@@ -139,14 +164,16 @@ def projunn_t(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
         The new weight ``(..., n, n)``; the arguments are left as they are.
 
     Raises:
-        ValueError: for a weight that is not square, or factors that do not fit it in shape, dtype or device.
+        TypeError, ValueError: for a weight that is not dense, square and of at least single precision, or factors that
+            do not fit it in layout, shape, dtype or device, or whose products are not finite.
     """
     return _rotated(weight, a, b, "T")
 
 
 def _rotated(weight: Tensor, a: Tensor, b: Tensor, variant: str) -> Tensor:
-    if weight.ndim < 2 or weight.size(-1) != weight.size(-2):
-        raise ValueError(f"expected a square weight (..., n, n), got shape {tuple(weight.shape)}")
+    check_matrix("weight", weight, PRECISE, square=True)
+    for name, factor in (("a", a), ("b", b)):
+        check_dense(name, factor)
     for name, factor in (("a", a), ("b", b)):
         if factor.shape[:-1] != weight.shape[:-1] or factor.shape != a.shape:
             expected = f"({', '.join(map(str, weight.shape[:-1]))}, k)"

@@ -1,6 +1,6 @@
 """The rule of an update: which variant, sampler, rank and learning rate. The only place where the rate is applied."""
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -95,7 +95,9 @@ class UpdateRule:
                 raise ValueError(f"expected {name} to be an integer of at least {least}, got {value!r}")
         if not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha < 1:
             raise ValueError(f"expected alpha in [0, 1), got {self.alpha!r}")
-        if not isinstance(self.lr, (int, float)) or not (math.isfinite(self.lr) and self.lr >= 0):
+        if not isinstance(self.precondition, bool):
+            raise ValueError(f"expected precondition to be True or False, got {self.precondition!r}")
+        if not isinstance(self.lr, (int, float)) or not 0 <= self.lr <= sys.float_info.max:
             raise ValueError(f"expected lr to be a finite number of at least 0, got {self.lr!r}")
 
     def with_lr(self, lr: float) -> "UpdateRule":
@@ -157,7 +159,7 @@ class UpdateRule:
         """The change ``(..., n, n)`` of a unitary weight for a sampled gradient, not yet written."""
         if self.precondition:
             sample = limited(sample)
-        return rotation(weight, sample.scale(-self.lr), self.variant)
+        return rotation(weight, sample.scale(-float(self.lr)), self.variant)
 
 
 @lru_cache(maxsize=1024)  # a schedule asks for the same change of many equal rules

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import LowRank, orthonormal_basis
+from ..linalg.check import PRECISE, check_generator, check_matrix
 from ..linalg.lowrank import k_major, unit_columns
 from .gradient import DenseGradient, GradientOperator
 from .noise import Source, noise
@@ -60,19 +61,19 @@ def column(gradient: GradientOperator, rank: int, generator: Source, previous: T
     cumulative = (norms / _one_where_zero(norms.amax(dim=-1, keepdim=True))).square().cumsum(dim=-1)
     draws = noise(torch.rand, (*norms.shape[:-1], min(n, 4 * rank + 4)), norms, generator)
     index = torch.searchsorted(cumulative, draws * cumulative[..., -1:], right=True).clamp(max=n - 1)
-    # Drawn with p_j ~ |g_j|^2 and divided by sqrt(c p_j), all columns get the same norm: the scale drops out.
-    weights = (1 / _one_where_zero(norms.gather(-1, index))).to(gradient.dtype)
     chosen = torch.zeros(*index.shape, n, dtype=gradient.dtype, device=gradient.device)
-    chosen.scatter_(-1, index.unsqueeze(-1), weights.unsqueeze(-1))
-    left = torch.linalg.svd(gradient.matmul(chosen.mT), full_matrices=False).U[..., :rank]
-    left = k_major(left)
+    chosen.scatter_(-1, index.unsqueeze(-1), 1)
+    # Drawn with p_j ~ |g_j|^2 and divided by sqrt(c p_j), all columns get the same norm: the scale drops out.
+    columns = unit_columns(gradient.matmul(chosen.mT))
+    columns = columns / _one_where_zero(torch.linalg.vector_norm(columns, dim=-2, keepdim=True))
+    left = k_major(torch.linalg.svd(columns, full_matrices=False).U[..., :rank])
     return LowRank(left, gradient.rmatmul(left))
 
 
 def svd(gradient: GradientOperator, rank: int, generator: Source = None, previous: Tensor | None = None) -> LowRank:
     """The best approximation of rank k, by the singular value decomposition of the dense gradient: the reference."""
     dense = gradient.dense()
-    scale = _one_where_zero(dense.abs().amax(dim=(-2, -1), keepdim=True))
+    scale = _at_least_tiny(dense.abs().amax(dim=(-2, -1), keepdim=True))
     u, s, vh = torch.linalg.svd(dense / scale, full_matrices=False)
     left = u[..., :rank] * (s[..., None, :rank] * scale)
     return LowRank(k_major(left), k_major(vh[..., :rank, :].mH))
@@ -96,18 +97,22 @@ def low_rank(matrix: Tensor, rank: int, sampler: str = "lsi", generator: torch.G
         Factors ``left (..., m, k)`` and ``right (..., n, k)``.
 
     Raises:
-        ValueError: for an unknown sampler, a rank out of range, a matrix that is not a finite floating point one.
+        TypeError, ValueError: for an unknown sampler, a rank out of range, a matrix that is not a dense, finite one of
+            at least single precision.
     """
-    if sampler not in SAMPLERS:
+    if sampler not in tuple(SAMPLERS):
         raise ValueError(f"expected a sampler of {sorted(SAMPLERS)}, got {sampler!r}")
-    if matrix.ndim < 2 or not (matrix.is_floating_point() or matrix.is_complex()):
-        raise ValueError(f"expected a floating point matrix (..., m, n), got {matrix.dtype} {tuple(matrix.shape)}")
-    if not 1 <= rank <= min(matrix.shape[-2:]):
-        raise ValueError(f"expected a rank from 1 to min(m, n) = {min(matrix.shape[-2:])}, got {rank}")
+    check_generator(generator)
+    check_matrix("matrix", matrix, PRECISE)
+    if not isinstance(rank, int) or not 1 <= rank <= min(matrix.shape[-2:]):
+        raise ValueError(f"expected a rank from 1 to min(m, n) = {min(matrix.shape[-2:])}, got {rank!r}")
     gradient = DenseGradient(matrix)
     if not gradient.is_finite():
         raise ValueError(f"expected a finite matrix, got NaN or infinity in shape {tuple(matrix.shape)}")
-    return SAMPLERS[sampler](gradient, rank, generator, None)
+    sample = SAMPLERS[sampler](gradient, rank, generator, None)
+    if not all(DenseGradient(factor).is_finite() for factor in sample):
+        raise ValueError(f"expected a matrix whose products do not overflow, got numbers up to {matrix.abs().max():g}")
+    return sample
 
 
 def recompressed(matrix: LowRank, rank: int) -> LowRank:
@@ -120,7 +125,7 @@ def recompressed(matrix: LowRank, rank: int) -> LowRank:
     left, right = (torch.linalg.qr(unit_columns(factor)) for factor in matrix)
     scales = [factor.abs().amax(dim=-2, keepdim=True) for factor in matrix]
     core = (left.R * scales[0]) @ (right.R * scales[1]).mH
-    largest = _one_where_zero(core.abs().amax(dim=(-2, -1), keepdim=True))
+    largest = _at_least_tiny(core.abs().amax(dim=(-2, -1), keepdim=True))
     u, s, vh = torch.linalg.svd(core / largest, full_matrices=False)
     kept = u[..., :rank] * (s[..., None, :rank] * largest)
     return LowRank(k_major(left.Q @ kept), k_major(right.Q @ vh[..., :rank, :].mH))
@@ -136,6 +141,11 @@ def _gaussian_test_matrix(gradient: GradientOperator, rank: int, generator: Sour
     """k-major Gaussian ``(..., m, k)`` of the gradient's dtype."""
     *batch, m, _ = gradient.shape
     return noise(torch.randn, (*batch, rank, m), gradient, generator).mT
+
+
+def _at_least_tiny(x: Tensor) -> Tensor:
+    """A divisor that leaves what is zero alone; no less than tiny, since complex numbers are multiplied by inverses."""
+    return x.clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def _one_where_zero(x: Tensor) -> Tensor:

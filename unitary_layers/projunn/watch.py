@@ -48,6 +48,6 @@ def watch(weights: Iterable[UnitaryWeight]) -> None:
         weight.seen.note(weight.parameter)
 
 
-def rounding_tolerance(weight: UnitaryWeight) -> float:
-    """The ``|W^H W - I|_F`` up to which a matrix counts as unitary: 10 n eps of the precision it is stored in."""
-    return 10 * weight.matrix.size(-1) * torch.finfo(weight.parameter.dtype).eps
+def rounding_tolerance(weight: UnitaryWeight, dtype: torch.dtype | None = None) -> float:
+    """The ``|W^H W - I|_F`` up to which a matrix counts as unitary: 10 n eps of the precision that stores it."""
+    return 10 * weight.matrix.size(-1) * torch.finfo(weight.parameter.dtype if dtype is None else dtype).eps

@@ -143,7 +143,10 @@ class UnitaryWeight:
             return found
         if self.parameter.grad is None:
             return None
-        return DenseGradient(as_matrix(self.parameter.grad.detach().contiguous(), self.is_complex))
+        gradient = self.parameter.grad.detach()
+        if gradient.layout != torch.strided:
+            raise RuntimeError(f"expected a dense gradient of the unitary weight {self.name!r}, got {gradient.layout}")
+        return DenseGradient(as_matrix(gradient.contiguous(), self.is_complex))
 
     @property
     def is_factored(self) -> bool:
@@ -179,7 +182,13 @@ def as_matrix(stored: Tensor, is_complex: bool) -> Tensor:
 
 
 def unitary_weights(module: nn.Module) -> Iterator[UnitaryWeight]:
-    """All unitary weights of a module tree in the order of its modules, each once even where it is tied."""
+    """All unitary weights of a module tree in the order of its modules, each once even where it is tied.
+
+    Raises:
+        TypeError: for what is not a module.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected a module, got {type(module).__name__}")
     seen: set[int] = set()
     for prefix, owner in module.named_modules():
         if not hasattr(type(owner), "own_unitary_weights"):  # isinstance of a protocol takes ten times as long
