@@ -136,7 +136,7 @@ def test_an_absurd_option_is_refused_or_works(name):
             survived("options", lambda module=module: use(module))
 
 
-@pytest.mark.parametrize("value", [*VALUES, nn.ReLU()], ids=repr)
+@pytest.mark.parametrize("value", [*VALUES, nn.ReLU()], ids=lambda value: type(value).__name__)
 def test_what_is_no_module_and_no_optimiser_is_refused(value):
     layer = UnitaryLinear(2, 2)
     for call in (

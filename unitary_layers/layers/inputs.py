@@ -39,7 +39,7 @@ def as_size(name: str, value: int) -> int:
         raise TypeError(f"expected {name} >= 1, an integer, got {value!r}")
     size = value.__index__()
     if not 1 <= size <= LARGEST:
-        raise ValueError(f"expected {name} >= 1, and at most {LARGEST}, got {size}")
+        raise ValueError(f"expected {name} {'>= 1' if size < 1 else f'<= {LARGEST}'}, got {size}")
     return size
 
 
