@@ -312,7 +312,7 @@ def test_no_name_of_timm_is_taken():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": -1.0}, "lr >= 0, got -1.0"),
+        ({"lr": -1.0}, "lr >= 0 and finite, got -1.0"),
         ({"unitary_lr_scale": -1.0}, "unitary_lr_scale >= 0"),
         ({"direction": "newton"}, r"direction to be one of .*'rmsprop'.*, got 'newton'"),
         ({"momentum": 1.0}, r"momentum in \[0, 1\), got 1.0"),
@@ -320,7 +320,7 @@ def test_no_name_of_timm_is_taken():
         ({"eps": -1e-8}, "eps >= 0"),
         ({"weight_decay": -1}, "weight_decay >= 0"),
         ({"base": "lion"}, r"base to be one of .*, got 'lion'"),
-        ({"lr": float("nan")}, "lr >= 0, got nan"),
+        ({"lr": float("nan")}, "lr >= 0 and finite, got nan"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
