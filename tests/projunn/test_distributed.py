@@ -225,6 +225,15 @@ def test_ddp_does_not_see_shared_weights(tree):
         module = torch.nn.Sequential(layer, UnitaryLinear(N, N))
         module[1].weight = layer.weight
     share_gradients(module)
-    wrapped = torch.nn.parallel.DistributedDataParallel(module)
-    assert all(p is not layer.weight for p in wrapped._module_parameters)
+    wrapped, seen = torch.nn.parallel.DistributedDataParallel(module), []
+
+    def hook(state, bucket):
+        seen.extend(bucket.parameters())
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    wrapped.register_comm_hook(None, hook)
+    wrapped(torch.randn(2, N)).sum().backward()
+    assert {id(p) for p in seen} == {id(p) for name, p in module.named_parameters() if name.endswith("bias")}
     assert not any(name.endswith("weight_count") for name in wrapped.named_module_buffers)
