@@ -72,6 +72,11 @@ def drawn(rule: UpdateRule, keys: list[tuple[int, int]], *shape: int) -> torch.T
     return noise(torch.randn, shape, torch.empty(0), rule.streams(keys, CPU))
 
 
+def test_a_preconditioned_sample_needs_moments():
+    with pytest.raises(ValueError, match="expected the moments of the weight for a rule with precondition=True"):
+        UpdateRule(precondition=True).sample(DenseGradient(torch.eye(3)), [(0, 0)])
+
+
 def test_random_numbers_are_a_function_of_the_key():
     def draw(seed: int, index: int, count: int) -> tuple[float, ...]:
         return tuple(drawn(UpdateRule(seed=seed), [(index, count)], 4).tolist())
