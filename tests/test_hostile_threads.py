@@ -1,6 +1,7 @@
 """Two threads, two models: each becomes bit for bit what it becomes alone."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -11,7 +12,16 @@ from torch import Tensor, nn
 from unitary_layers import ProjUNN, UnitaryLinear, UnitaryRNN, UpdateRule, attach, projunn_step
 from unitary_layers.projunn.weight import weights_of
 
-STEPS = 25
+STEPS = 15
+
+
+@pytest.fixture(autouse=True)
+def _hasty() -> Iterator[None]:
+    """Lets Python change threads every few instructions, so that what can race does."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
 
 
 def linear(gradient: str, **options: object) -> nn.Module:
@@ -84,3 +94,16 @@ def test_modules_are_built_found_and_forgotten_in_many_threads():
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(build, range(4))) == [150] * 4
+
+
+def test_a_layer_is_found_whole_or_not_at_all(monkeypatch):
+    register, found = nn.Module.register_buffer, []
+
+    def look_and_register(module: nn.Module, name: str, *value: Tensor) -> None:
+        found.extend(weights_of(module.parameters()))  # as another thread might just now
+        register(module, name, *value)
+
+    monkeypatch.setattr(nn.Module, "register_buffer", look_and_register)
+    layer = UnitaryLinear(2, 2, update=UpdateRule(sampler="power"), gradient="factored")
+    assert not found
+    assert list(weights_of(layer.parameters())) == [layer.weight]
