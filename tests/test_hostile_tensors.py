@@ -72,6 +72,14 @@ def test_a_low_rank_matrix_has_finite_factors(sampler, x, rank):
         assert all(is_finite(factor) and factor.size(-1) == rank for factor in result)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("scale", [1e-40, 1e-45])
+def test_numbers_below_the_smallest_normal_one_have_finite_factors(sampler, scale):
+    for dtype in (torch.float32, torch.complex64):
+        x = torch.randn(8, 8, dtype=dtype) * scale
+        assert all(is_finite(factor) for factor in low_rank(x, 2, sampler))
+
+
 @functions({"D": projunn_d, "T": projunn_t})
 @given(x=hostile_tensors(), n=st.sampled_from([1, 3, 4]), place=st.sampled_from(["weight", "a", "b", "factors", "all"]))
 def test_an_update_of_a_unitary_matrix_is_unitary(function, x, n, place):

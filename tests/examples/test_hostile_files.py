@@ -44,7 +44,7 @@ def whole(tmp_path: Path) -> bytes:
 
 def test_a_cut_file_is_refused_at_any_length(tmp_path, whole):
     path = tmp_path / "cut.pt"
-    for length in range(0, len(whole), 5):  # of the zip's records the shortest, its end, has 22 bytes
+    for length in range(len(whole)):
         path.write_bytes(whole[:length])
         assert survived("files", lambda: load_checkpoint(path)) is None
     path.write_bytes(whole)

@@ -123,7 +123,10 @@ def test_a_step_of_any_length_leaves_a_unitary_weight(rank, size):
         assert stepped(module)
 
 
-@pytest.mark.parametrize("lr_scale", [-1.0, math.nan, math.inf, "1", None, 1j, [], 10**400])
+ABSURD = (-1.0, math.nan, math.inf, "1", None, 1j, [], 10**400)
+
+
+@pytest.mark.parametrize("lr_scale", ABSURD, ids=lambda value: repr(value)[:9])
 def test_an_absurd_lr_scale_is_refused(lr_scale):
     module = UnitaryLinear(4, 4)
     module.weight.grad = torch.ones(4, 4)

@@ -24,6 +24,8 @@ CPU = torch.device("cpu")
         ({"rank": 1.5}, "rank to be an integer of at least 1, got 1.5"),
         ({"rank": True}, "rank to be an integer"),
         ({"rank": None}, "rank to be an integer"),
+        ({"precondition": 1}, "precondition to be True or False, got 1"),
+        ({"lr": 10**400}, "lr to be a finite number of at least 0, got 1000"),
         ({"seed": -1}, "seed to be an integer of at least 0, got -1"),
         ({"retract_every": -5}, "retract_every to be an integer of at least 0, got -5"),
         ({"lr": -1e-3}, "lr to be a finite number of at least 0, got -0.001"),
