@@ -71,7 +71,7 @@ def test_a_step_goes_down():
 
 
 def drawn(rule: UpdateRule, keys: list[tuple[int, int]], *shape: int) -> torch.Tensor:
-    return noise(torch.randn, shape, torch.empty(0), rule.streams(keys, CPU))
+    return noise(torch.Tensor.normal_, shape, torch.empty(0), rule.streams(keys, CPU))
 
 
 def test_a_preconditioned_sample_needs_moments():

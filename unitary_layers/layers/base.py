@@ -14,7 +14,7 @@ from ..projunn.rule import UpdateRule
 from ..projunn.sampling import LINEAR_SAMPLERS
 from ..projunn.weight import UnitaryWeight, as_matrix, record_of, register_owner
 from .inputs import HALF, as_dtype
-from .loading import STATE, STATE_VERSION, is_too_new, prepare_state
+from .loading import STATE, STATE_VERSION, is_too_new, prepare_state, state_names
 from .methods import UnitaryMethods
 
 GRADIENTS = ("dense", "factored")
@@ -130,9 +130,11 @@ class UnitaryModule(UnitaryMethods):
 
     def unitary_weight(self, name: str) -> UnitaryWeight:
         """One of the unitary weights that this module itself holds, by its name."""
-        count, previous, rows, columns = (self._buffers.get(f"{name}_{state}") for state in STATE)
+        count, previous, rows, columns = map(self._buffers.get, state_names(name))
         assert count is not None  # of all states the one that every weight has
-        parameter = getattr(self, name)
+        # A replica, or what torch parametrises, has an attribute instead; to look for that takes ten times as long.
+        parameter = self._parameters.get(name)
+        parameter = getattr(self, name) if parameter is None else parameter
         collected, seen = record_of(parameter)
         is_collected = self.gradient == "factored" or collected.low_rank is not None  # by a layer that it is tied to
         return UnitaryWeight(

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +16,12 @@ from .inputs import HALF
 
 STATE_VERSION = 1  # of the names, shapes and meaning of what a state dict holds; 1 is the first
 STATE = ("count", "previous", "row_moments", "column_moments")  # buffers of a weight, after its name
+
+
+@lru_cache
+def state_names(name: str) -> tuple[str, ...]:
+    """Names of the buffers that a weight of this name has, or may have."""
+    return tuple(f"{name}_{state}" for state in STATE)
 
 
 def is_too_new(metadata: dict[str, Any], name: str, errors: list[str]) -> bool:
@@ -76,7 +83,7 @@ def prepare_state(
 
 def _held(key: str, weight: UnitaryWeight) -> dict[str, Tensor]:
     """What a module holds of a weight, by the keys of its state dict."""
-    names = (key, *(f"{key}_{state}" for state in STATE))
+    names = (key, *state_names(key))
     tensors = (weight.parameter.detach(), weight.count, weight.previous, *(weight.moments or (None, None)))
     return {name: tensor for name, tensor in zip(names, tensors, strict=True) if tensor is not None}
 

@@ -50,9 +50,9 @@ class Batch:
         """How they all move."""
         return self.steps[0].rule
 
-    @property
+    @cached_property
     def keys(self) -> list[tuple[int, int]]:
-        """What their random numbers depend on."""
+        """What their random numbers depend on: their places, and the numbers of their steps so far."""
         return [step.weight.key for step in self.steps]
 
     @cached_property
@@ -127,8 +127,8 @@ def _kind(step: Step) -> tuple[object, ...] | None:
     """What steps of a batch have in common; None for one that goes alone."""
     parameter, direction = step.weight.parameter, step.direction
     # All ranks must form the same batches, whatever form their parts of a shared gradient have.
-    group = direction.group if isinstance(direction, ReducedGradient) else None
-    if parameter.numel() > LARGEST or not isinstance(direction, (DenseGradient, LowRank, ReducedGradient)):
+    group = direction.group if type(direction) is ReducedGradient else None
+    if parameter.numel() > LARGEST or type(direction) not in (DenseGradient, LowRank, ReducedGradient):
         return None
-    rank = direction.rank if isinstance(direction, LowRank) else None
+    rank = direction.rank if type(direction) is LowRank else None
     return step.rule, parameter.shape, parameter.dtype, parameter.device, step.weight.is_complex, rank, group

@@ -186,6 +186,8 @@ def check_whole(weights: Iterable[UnitaryWeight]) -> None:
     for weight in weights:
         parameter = weight.parameter
         matrix_dims = parameter.ndim - weight.is_complex
+        if type(parameter) is nn.Parameter and matrix_dims >= 2:
+            continue
         if isinstance(parameter, DTensor) or not isinstance(parameter, nn.Parameter) or matrix_dims < 2:
             raise ValueError(
                 f"expected the unitary weight {weight.name!r} to be a parameter and whole on each rank, got a "

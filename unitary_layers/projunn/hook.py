@@ -147,7 +147,7 @@ def _is_usable(weight: UnitaryWeight, finite: bool) -> bool:
 
 
 def _write(batch: Batch, change: LowRank, sample: Sample) -> None:
-    weights, matrices = [step.weight for step in batch.steps], batch.matrices
+    weights, matrices, keys = [step.weight for step in batch.steps], batch.matrices, batch.keys
     if len(weights) == 1:
         add_low_rank_(matrices[0], change)
     else:
@@ -160,8 +160,8 @@ def _write(batch: Batch, change: LowRank, sample: Sample) -> None:
         for buffers, values in zip(zip(*batch.moment_buffers, strict=True), new, strict=True):
             _copy_(buffers, batch.unstack(values))
     period = batch.rule.retract_period(matrices[0].size(-1))
-    for weight, matrix in zip(weights, matrices, strict=True):
-        if period and int(weight.count) % period == 0:
+    for weight, matrix, (_, count) in zip(weights, matrices, keys, strict=True):
+        if period and (count + 1) % period == 0:
             matrix.copy_(nearest_unitary(matrix))
         weight.seen.note(weight.parameter)
 

@@ -62,7 +62,7 @@ class Probes(NamedTuple):
 def probe(gradient: GradientOperator, source: Source) -> Probes:
     """Looks at a gradient through probes drawn from the source."""
     *batch, m, n = gradient.shape
-    right, left = (noise(torch.randn, (*batch, PROBES, size), gradient, source).mT for size in (n, m))
+    right, left = (noise(Tensor.normal_, (*batch, PROBES, size), gradient, source).mT for size in (n, m))
     return Probes(gradient.matmul(right), gradient.rmatmul(left))
 
 

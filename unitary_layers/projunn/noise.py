@@ -29,17 +29,16 @@ def noise(draw: Callable[..., Tensor], shape: Sequence[int], like: Tensor | Grad
     """Random numbers of the dtype and on the device of ``like``, drawn where the source is.
 
     Args:
-        draw: ``torch.rand`` or ``torch.randn``.
+        draw: ``Tensor.uniform_`` or ``Tensor.normal_``.
         shape: of the result, row-major.
         like: has the dtype and the device.
         source: torch's default generator if None. Of streams, an entry of a stack is what it would be alone.
     """
     device = like.device if source is None else source.device
-    if not isinstance(source, Streams):
-        return draw(tuple(shape), dtype=like.dtype, device=device, generator=source).to(like.device)
     result = torch.empty(tuple(shape), dtype=like.dtype, device=device)
-    entries = result.unbind() if len(source.seeds) > 1 else (result,)
+    if not isinstance(source, Streams):
+        return draw(result, generator=source).to(like.device)
     generator = torch.Generator(device)  # seeded anew for each: that is cheaper than a new one
-    for seed, entry in zip(source.seeds, entries, strict=True):
-        draw(entry.shape, generator=generator.manual_seed(seed), out=entry)
+    for seed, entry in zip(source.seeds, result.unbind() if len(source.seeds) > 1 else (result,), strict=True):
+        draw(entry, generator=generator.manual_seed(seed))
     return result.to(like.device)

@@ -115,7 +115,7 @@ def rotation(weight: Tensor, update: LowRank, variant: str) -> LowRank:
     """
     a, b = update
     c = thin_times(a, weight).mH
-    frame = torch.cat([b, c], dim=-1)
+    frame = torch.cat([b.mT, c.mT], dim=-2).mT
     q = orthonormal_basis(frame)
     r = double(q.mH @ frame)
     k = update.rank

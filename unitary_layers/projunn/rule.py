@@ -118,8 +118,8 @@ class UpdateRule:
             device: where they are drawn.
             stream: for several independent draws in a step.
         """
-        tail = (stream,) if stream else ()
-        return Streams(tuple(_mix(self.seed, *key, *tail) for key in keys), device)
+        seeds = [_mix(count, _start(self.seed, index)) for index, count in keys]
+        return Streams(tuple(_mix(stream, seed) for seed in seeds) if stream else tuple(seeds), device)
 
     def sample(
         self,
@@ -174,12 +174,15 @@ def _with_lr(rule: UpdateRule, lr: float) -> UpdateRule:
 # and consecutive seeds must not give related streams.
 
 
-def _mix(*key: int) -> int:
-    """A 64-bit hash of some integers, by the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    mask, state = (1 << 64) - 1, 0
-    for part in key:
-        state = (state + part + 0x9E3779B97F4A7C15) & mask
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
-        state ^= state >> 31
-    return state
+def _mix(part: int, state: int = 0) -> int:
+    """A 64-bit hash of an integer and a hash, by the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    mask = (1 << 64) - 1
+    state = (state + part + 0x9E3779B97F4A7C15) & mask
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+    return state ^ (state >> 31)
+
+
+@lru_cache(maxsize=4096)  # of a weight, the same at each step
+def _start(seed: int, index: int) -> int:
+    return _mix(index, _mix(seed))

@@ -59,7 +59,7 @@ def column(gradient: GradientOperator, rank: int, generator: Source, previous: T
     norms = gradient.column_norms()
     # cumsum and searchsorted instead of multinomial: batched, and defined for a gradient of zeros.
     cumulative = (norms / _one_where_zero(norms.amax(dim=-1, keepdim=True))).square().cumsum(dim=-1)
-    draws = noise(torch.rand, (*norms.shape[:-1], min(n, 4 * rank + 4)), norms, generator)
+    draws = noise(Tensor.uniform_, (*norms.shape[:-1], min(n, 4 * rank + 4)), norms, generator)
     index = torch.searchsorted(cumulative, draws * cumulative[..., -1:], right=True).clamp(max=n - 1)
     chosen = torch.zeros(*index.shape, n, dtype=gradient.dtype, device=gradient.device)
     chosen.scatter_(-1, index.unsqueeze(-1), 1)
@@ -140,7 +140,7 @@ def _half_power_step(gradient: GradientOperator, start: Tensor) -> LowRank:
 def _gaussian_test_matrix(gradient: GradientOperator, rank: int, generator: Source) -> Tensor:
     """k-major Gaussian ``(..., m, k)`` of the gradient's dtype."""
     *batch, m, _ = gradient.shape
-    return noise(torch.randn, (*batch, rank, m), gradient, generator).mT
+    return noise(Tensor.normal_, (*batch, rank, m), gradient, generator).mT
 
 
 def _at_least_tiny(x: Tensor) -> Tensor:
