@@ -7,7 +7,7 @@ their seconds can be compared on a machine that is shared. Copying memory at del
 digits pixel by pixel; `--out` (runs/directions) gets directions.csv and directions.png.
 
     python examples/directions.py
-    python examples/directions.py --tasks copying_1000 --seeds 0
+    python examples/directions.py --tasks copying_1000 --steps 1000 --until-target
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ RECIPES = {
 }
 
 
-def curves(name: str, seed: int, extra: list[str]) -> Iterator[dict[str, object]]:
-    """Trains by both gradients in turns; the rows of their curves."""
-    recipe = RECIPES[name]
+def curves(name: str, seed: int, extra: list[str], until_target: bool = False) -> Iterator[dict[str, object]]:
+    """Trains by both gradients in turns, if asked no longer than both need to the target; the rows of their curves."""
+    recipe, ahead = RECIPES[name], set(GRADIENTS)
     with tempfile.TemporaryDirectory() as folder:
         trainers = {}
         for gradient in GRADIENTS:
@@ -81,6 +81,9 @@ def curves(name: str, seed: int, extra: list[str]) -> Iterator[dict[str, object]
                     values = (name, seed, gradient, step, means[gradient], trainer.seconds)
                     yield dict(zip(FIELDS, values, strict=True))
                     losses[gradient].clear()
+                ahead -= {gradient for gradient, mean in means.items() if until_target and mean <= recipe.target}
+                if not ahead:
+                    break
 
 
 def reached(rows: list[dict], target: float) -> tuple[int, float] | None:
@@ -131,6 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(prog="directions.py", description=__doc__.partition("\n")[0])
     options.add_argument("--tasks", nargs="+", choices=tuple(RECIPES), default=list(RECIPES))
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--until-target", action="store_true", help="end a run when both have reached its target")
     options.add_argument("--threads", type=int, default=None, help="CPU threads; torch's own choice if not given")
     options.add_argument("--out", type=Path, default=Path("runs/directions"), help="folder of the results")
     args, extra = options.parse_known_args(argv)  # what is left goes to the task, as --steps 10
@@ -139,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     rows: list[dict] = []
     for name in args.tasks:
         for seed in args.seeds:
-            rows += curves(name, seed, extra)
+            rows += curves(name, seed, extra, args.until_target)
             write(rows, args.out)
     print("\n".join(table(rows)))
 

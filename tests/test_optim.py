@@ -12,7 +12,8 @@ from unitary_layers import ProjUNN, UnitaryLinear, UnitaryRNN, UpdateRule
 from unitary_layers.linalg import nearest_unitary
 from unitary_layers.optim import DIRECTIONS
 from unitary_layers.projunn import DenseGradient, projunn_d, projunn_t
-from unitary_layers.projunn.moments import probe
+from unitary_layers.projunn.moments import PROBES
+from unitary_layers.projunn.noise import noise
 from unitary_layers.projunn.sampling import SAMPLERS
 from unitary_layers.testing import assert_unitary
 
@@ -84,13 +85,20 @@ class Slow:
             self.square = 0.99 * self.square + 0.01 * (g.real**2 + g.imag**2 if g.is_complex() else g**2)
             g = g / (self.square.sqrt() + 1e-8)
         rule, length = self.layer.update, torch.inf
+        streams = rule.streams([(0, self.count)], g.device)
         if self.direction == "moments":
             n, source = len(g), rule.streams([(0, self.count)], g.device, stream=1)
-            rows, columns = (p.abs().square().mean(-1) / n for p in probe(DenseGradient(g), source))
+            z = noise(Tensor.normal_, (PROBES, n), g, source).mT
+            u = noise(Tensor.normal_, (rule.rank, n), g, streams).mT
+            if self.count:  # the scales of the rows are those of the step before
+                u = u / self.rows.sqrt()[:, None]
+            rows, columns = ((p @ z).abs().square().mean(-1) / n for p in (g, g.mH))
             self.rows, self.columns = 0.99 * self.rows + 0.01 * rows, 0.99 * self.columns + 0.01 * columns
-            g = g / (torch.outer(self.rows, self.columns) / self.rows.mean()).sqrt()
+            b = torch.linalg.qr((g.mH @ u) / self.columns.sqrt()[:, None]).Q
+            a = g / (torch.outer(self.rows, self.columns) / self.rows.mean()).sqrt() @ b
             length = 2 * (n * rule.rank) ** 0.5
-        a, b = SAMPLERS[rule.sampler](DenseGradient(g), rule.rank, rule.streams([(0, self.count)], g.device), None)
+        else:
+            a, b = SAMPLERS[rule.sampler](DenseGradient(g), rule.rank, streams, None)
         a = a * min(1, length / (a @ b.mH).norm())
         self.weight = {"D": projunn_d, "T": projunn_t}[rule.variant](self.weight, -self.lr * a, b)
         self.count += 1

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from closeness import assert_rounding
-from torch import nn
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from unitary_layers import (
@@ -21,7 +21,7 @@ from unitary_layers import (
 from unitary_layers.linalg import LowRank
 from unitary_layers.projunn import drop_gradients, low_rank, unitary_weights
 from unitary_layers.projunn.gradient import DenseGradient, FactoredGradient, ScaledGradient, SummedGradient
-from unitary_layers.projunn.moments import PROBES, Moments, limited, probe
+from unitary_layers.projunn.moments import PROBES, Moments, PreconditionedGradient, Probes, limited
 from unitary_layers.projunn.sampling import recompressed
 
 N, ROWS = 8, 5
@@ -121,7 +121,7 @@ def test_micro_batches_add_up(precondition):
             projunn_step(module)
         assert_same_weights(factored, dense)
     else:
-        twin = probe(DenseGradient(dense.weight.grad), dense.update.streams([(0, 0)], torch.device("cpu"), stream=1))
+        twin = probed(dense.weight.grad, dense.update.streams([(0, 0)], torch.device("cpu"), stream=1))
         assert_rounding(total.probes.rows, twin.rows, n=100 * N)
 
 
@@ -338,9 +338,14 @@ def test_a_preconditioned_sample_is_no_longer_than_rmsprop_would_make_it():
     assert torch.equal(limited(LowRank(0 * right, right)).left, 0 * right)
 
 
+def probed(g: Tensor, source) -> Probes:
+    before = Moments(*(torch.zeros(size, dtype=g.dtype.to_real()) for size in g.shape))
+    return PreconditionedGradient(DenseGradient(g), before, 0.9, source).probes()
+
+
 def test_moments_are_the_means_of_squares_on_average():
     g = torch.randn(6, N, dtype=COMPLEX)
-    many = [probe(DenseGradient(g), torch.Generator().manual_seed(i)).moments() for i in range(2000)]
+    many = [probed(g, torch.Generator().manual_seed(i)).moments() for i in range(2000)]
     rows, columns = (torch.stack([m[i] for m in many]).mean(0) for i in (0, 1))
     tolerance = 4 * (2 / (2000 * PROBES)) ** 0.5  # four standard errors
     torch.testing.assert_close(rows, g.abs().square().mean(1), rtol=tolerance, atol=0)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..linalg import LowRank
-from .gradient import GradientOperator, ScaledGradient
+from ..linalg.lowrank import k_major
+from .gradient import GradientOperator
 from .noise import Source, noise
 
 # Note [Preconditioning without a matrix]
@@ -39,7 +40,7 @@ class Moments(NamedTuple):
 
     def averaged(self, new: "Moments", alpha: float) -> "Moments":
         """The running average after one more: ``alpha old + (1 - alpha) new``."""
-        return Moments(*(old * alpha + now * (1 - alpha) for old, now in zip(self, new, strict=True)))
+        return Moments(*(_averaged(old, now, alpha) for old, now in zip(self, new, strict=True)))
 
 
 class Probes(NamedTuple):
@@ -56,20 +57,96 @@ class Probes(NamedTuple):
     def moments(self) -> Moments:
         """The estimate of the gradient's moments."""
         m, n = self.rows.size(-2), self.columns.size(-2)
-        return Moments(self.rows.abs().square().mean(-1) / n, self.columns.abs().square().mean(-1) / m)
+        return Moments(_mean_square(self.rows, n), _mean_square(self.columns, m))
 
 
-def probe(gradient: GradientOperator, source: Source) -> Probes:
-    """Looks at a gradient through probes drawn from the source."""
-    *batch, m, n = gradient.shape
-    right, left = (noise(Tensor.normal_, (*batch, PROBES, size), gradient, source).mT for size in (n, m))
-    return Probes(gradient.matmul(right), gradient.rmatmul(left))
+# Note [Probes travel with the sample]
+# A product with a thin matrix costs the reading of the gradient, or of its two factors, and over several machines an
+# exchange; a few more columns cost next to nothing. So the probes go along in the two products that a sampler asks for:
+# those of the columns in its first, G^H u, and those of the rows in its second, G v. The first then comes before the
+# rows of this step are known, and u is scaled by their moments of the step before. It is a Gaussian test matrix all the
+# same, and decides which row space is found, not what is in it. This halves the passes over the 100,000 rows that a
+# recurrent layer has of delta and of h.
 
 
-def preconditioned(gradient: GradientOperator, moments: Moments) -> ScaledGradient:
-    """``G / sqrt(V)`` with ``V_ij = R_i C_j / mean(R)``; see Note [Preconditioning without a matrix]."""
-    rows, columns = (_inverse_root(m) for m in moments)
-    return ScaledGradient(gradient, rows * moments.rows.mean(-1, keepdim=True).sqrt(), columns)
+class PreconditionedGradient(GradientOperator):
+    """``G / sqrt(V)`` with ``V_ij = R_i C_j / mean(R)``, moments that it learns from the products asked of it.
+
+    See Note [Preconditioning without a matrix] and Note [Probes travel with the sample].
+
+    Args:
+        inner: G ``(..., m, n)``.
+        before: the running average of its moments up to this step.
+        alpha: factor of that in the new average.
+        source: of the probes.
+        earlier: what was seen of the other parts of a gradient that comes in parts.
+    """
+
+    def __init__(
+        self, inner: GradientOperator, before: Moments, alpha: float, source: Source, earlier: Probes | None = None
+    ) -> None:
+        self.inner, self.before, self.alpha, self.source, self.earlier = inner, before, alpha, source, earlier
+        self._seen: list[Tensor | None] = [None, None]  # of rows and columns, once a product took the probes along
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.inner.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.inner.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.inner.device
+
+    def matmul(self, v: Tensor) -> Tensor:
+        v = v * self._scales(1)
+        return self._product(0, v) * self._scales(0)
+
+    def rmatmul(self, u: Tensor) -> Tensor:
+        u = u * self._scales(0)
+        return self._product(1, u) * self._scales(1)
+
+    def dense(self) -> Tensor:
+        self.probes()
+        return self._scales(0) * self.inner.dense() * self._scales(1).mT
+
+    def is_finite(self) -> bool:
+        return self.inner.is_finite()
+
+    def probes(self) -> Probes:
+        """What probes have seen of G and of the parts before it; those that no product took along are sent now."""
+        for side in (0, 1):
+            if self._seen[side] is None:
+                size = self.shape[-1 - side]
+                nothing = torch.empty(*self.shape[:-2], size, 0, dtype=self.dtype, device=self.device)
+                self._product(side, nothing)
+        rows, columns = self._seen
+        assert rows is not None  # since the loop
+        assert columns is not None
+        return Probes(rows, columns)
+
+    def _product(self, side: int, thin: Tensor) -> Tensor:
+        """``G thin`` (side 0) or ``G^H thin`` (side 1), with the probes of that side if they have not been sent."""
+        product = (self.inner.matmul, self.inner.rmatmul)[side]
+        if self._seen[side] is not None:
+            return product(thin)
+        shape = (*self.shape[:-2], PROBES, thin.size(-2))
+        probes = noise(Tensor.normal_, shape, self.inner, self.source)
+        both = product(torch.cat([probes, thin.mT], dim=-2).mT)
+        seen = both[..., :PROBES]
+        self._seen[side] = seen if self.earlier is None else seen + self.earlier[side]
+        return k_major(both[..., PROBES:])
+
+    def _scales(self, side: int) -> Tensor:
+        """Factors of the rows (side 0, ``(..., m, 1)``) or columns: of this step if probes have seen them."""
+        moments, seen = self.before[side], self._seen[side]
+        if seen is not None:
+            moments = _averaged(moments, _mean_square(seen, self.shape[-1 - side]), self.alpha)
+        mean = moments.mean(-1, keepdim=True)
+        scales = _inverse_root(moments)
+        return (scales if side else scales * torch.where(mean == 0, 1, mean).sqrt()).unsqueeze(-1)
 
 
 # Note [The length of a preconditioned step]
@@ -93,3 +170,12 @@ def _inverse_root(moments: Tensor) -> Tensor:
     """``moments^(-1/2)``, with the floor; 1 where all are zero."""
     floored = torch.maximum(moments, moments.mean(-1, keepdim=True) * FLOOR)
     return torch.where(floored == 0, 1, floored).rsqrt()
+
+
+def _mean_square(seen: Tensor, size: int) -> Tensor:
+    """The means over rows of ``size`` entries that Gaussian probes have seen as ``(..., m, PROBES)``."""
+    return seen.abs().square().mean(-1) / size
+
+
+def _averaged(old: Tensor, new: Tensor, alpha: float) -> Tensor:
+    return old * alpha + new * (1 - alpha)

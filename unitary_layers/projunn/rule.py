@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..linalg import LowRank
 from .gradient import GradientOperator
-from .moments import Moments, Probes, limited, preconditioned, probe
+from .moments import Moments, PreconditionedGradient, Probes, limited
 from .noise import Streams
 from .rotation import VARIANTS, rotation
 from .sampling import SAMPLERS
@@ -142,14 +142,14 @@ class UpdateRule:
             ValueError: for a rule with ``precondition`` and no moments.
         """
         device = gradient.device
-        if self.precondition:
-            if moments is None:
-                raise ValueError("expected the moments of the weight for a rule with precondition=True, got None")
-            found = probe(gradient, self.streams(keys, device, stream=1))
-            probes = found if probes is None else Probes(probes.rows + found.rows, probes.columns + found.columns)
-            gradient = preconditioned(gradient, self.averaged(moments, probes))
-        low_rank = SAMPLERS[self.sampler](gradient, self.rank, self.streams(keys, device), previous)
-        return Sample(low_rank, probes)
+        sampler, streams = SAMPLERS[self.sampler], self.streams(keys, device)
+        if not self.precondition:
+            return Sample(sampler(gradient, self.rank, streams, previous), None)
+        if moments is None:
+            raise ValueError("expected the moments of the weight for a rule with precondition=True, got None")
+        source = self.streams(keys, device, stream=1)
+        scaled = PreconditionedGradient(gradient, moments, self.alpha, source, probes)
+        return Sample(sampler(scaled, self.rank, streams, previous), scaled.probes())
 
     def averaged(self, moments: Moments, probes: Probes) -> Moments:
         """The running average of the moments after a gradient that was seen through these probes."""
