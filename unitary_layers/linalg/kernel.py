@@ -49,8 +49,8 @@ def local_kernel(mixing: Tensor, shifts: Tensor, kernel_size: Sequence[int], str
     """
     m, sides = shifts.size(-1), len(kernel_size)
     kernel = mixing.unflatten(-1, (m, *stride)).movedim(-sides - 1, -1)  # (..., out, *sides, m)
-    for i, dim in enumerate(shift_dims(kernel_size, stride)):
-        half = shifts[..., i, :, : m // 2]
+    halves = shifts[..., : m // 2].unbind(-3)
+    for half, dim in zip(halves, shift_dims(kernel_size, stride), strict=True):
         stays = _per_pixel(_per_pixel(kernel, half), half.mT)
         kernel = _after(stays, kernel - stays, dim - sides - 1)
     return kernel.movedim(-1, -sides - 1)
