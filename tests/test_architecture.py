@@ -16,7 +16,7 @@ LEVELS = (
     ("init",),
     ("projunn.gradient", "projunn.noise", "projunn.moments", "projunn.sampling", "projunn.rotation", "projunn.rule"),
     ("projunn.weight", "projunn.watch", "projunn.distributed", "projunn.collect", "projunn.batch", "projunn.comm_hook"),
-    ("projunn.hook", "projunn.attach", "projunn"),
+    ("projunn.amp", "projunn.hook", "projunn.attach", "projunn"),
     ("optim",),
     ("layers.transforms", "layers.inputs", "layers.activation", "layers.scan", "layers.support", "layers.loading"),
     ("layers.methods", "layers.base", "layers.forward"),

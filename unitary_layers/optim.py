@@ -45,8 +45,8 @@ class ProjUNN(Optimizer):
         direction: what a unitary weight goes against: its gradient ("plain"), a moving sum of it ("momentum"), or the
             gradient divided elementwise by the root of a moving average of its ``|g|^2`` ("rmsprop"), or by that of
             its rows and columns ("moments"; see Note [Preconditioning without a matrix]). Of a layer with
-            ``gradient="factored"`` the layer's rule has decided that already, in backward; a ``GradScaler`` does not
-            see its gradient and so does not unscale it, which ``attach(model, optimizer, scaler=scaler)`` does.
+            ``gradient="factored"`` the layer's rule has decided that already, in backward, where a ``GradScaler``
+            does not see it: call :func:`unitary_layers.projunn.use_grad_scaler`.
         momentum: factor of the old momentum, for ``direction="momentum"``, and of a base that has one.
         alpha: factor of the old average of ``|g|^2``, for ``direction="rmsprop"``, and of a base that has one.
         eps: added to the root.

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.distributed import ProcessGroup
 
 from ..init import INITS
@@ -40,6 +41,7 @@ class UnitaryModule(UnitaryMethods):
     Attributes:
         is_complex: whether parameters are stored as real pairs; see Note [Storage].
         process_group: the ranks that :func:`share_gradients` has it train with, or None.
+        grad_scaler: what scales the losses, as told by :func:`use_grad_scaler`, or None.
     """
 
     _version: int = STATE_VERSION  # nn.Module writes it into the metadata of state dicts
@@ -73,6 +75,7 @@ class UnitaryModule(UnitaryMethods):
         self.gradient = gradient
         self._check_sampler(update)
         self.process_group: ProcessGroup | None = None
+        self.grad_scaler: GradScaler | None = None
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
         self._update = update
         register_owner(self)
@@ -149,6 +152,7 @@ class UnitaryModule(UnitaryMethods):
             collected if is_collected else None,
             seen,
             self.process_group,
+            self.grad_scaler,
         )
 
     def extra_repr_of_rule(self, default_init: str) -> list[str]:
@@ -216,7 +220,7 @@ class UnitaryModule(UnitaryMethods):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"process_group": None}  # a copy shares its gradients with nobody
+        return self.__dict__ | {"process_group": None, "grad_scaler": None}  # a copy trains by itself
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's has no annotations

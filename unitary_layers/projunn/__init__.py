@@ -1,6 +1,7 @@
 """The algorithm, a file a stop of the gradient's journey: gradient, moments, sampling, rotation, rule,
-weight, watch, distributed, collect, batch, comm_hook, hook, attach."""
+weight, watch, distributed, collect, batch, comm_hook, amp, hook, attach."""
 
+from .amp import use_grad_scaler as use_grad_scaler
 from .attach import AttachHandle as AttachHandle
 from .attach import attach as attach
 from .comm_hook import ThinProducts as ThinProducts

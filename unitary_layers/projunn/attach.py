@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 
 from ..linalg import LowRank
+from .amp import use_grad_scaler
 from .gradient import GradientOperator
 from .hook import Prepare, projunn_step, step_from_gradients
 from .weight import UnitaryWeight, clear_collected, unitary_weights
@@ -123,7 +124,7 @@ class _OptimizerHook:
                 found.fill_(1)  # and its next update lowers the scale
             return
         rates = self.schedule(optimizer)
-        unscale = None if scale is None and self.scaler is None else _divide_by(scale, self.scaler)
+        unscale = None if scale is None else _divide_by(scale)
         step_from_gradients(
             unitary_weights(self.module),
             lambda weight: weight.rule.with_lr(weight.rule.lr * rates.get(weight.parameter, rates[None])),
@@ -144,6 +145,8 @@ class _OptimizerHook:
 
     def remove(self) -> None:
         self.restore()
+        if self.scaler is not None and not self.removed:
+            use_grad_scaler(self.module, None)
         self.removed = True
 
     def restore(self) -> None:
@@ -174,12 +177,11 @@ def _base_rate(group: dict[str, Any]) -> float | None:
     return float(rate)
 
 
-def _divide_by(scale: Tensor | None, scaler: GradScaler | None) -> Prepare:
-    """Undoes the scale of a scaler: in factored gradients; in others where a fused optimiser was to do it itself."""
+def _divide_by(scale: Tensor) -> Prepare:
+    """Undoes the scale of a scaler in dense gradients, where a fused optimiser was to do it itself."""
 
     def unscaled(weight: UnitaryWeight, gradient: GradientOperator | LowRank) -> GradientOperator | LowRank:
-        by = scaler.get_scale() if weight.is_factored and scaler is not None else scale
-        return gradient if by is None else gradient.scale(1 / float(by))
+        return gradient if weight.is_factored else gradient.scale(1 / float(scale))
 
     return unscaled
 
@@ -202,6 +204,8 @@ def _refuse_kept(weights: Iterable[UnitaryWeight]) -> None:
 def _attach_to_optimizer(module: nn.Module, optimizer: Optimizer, scaler: GradScaler | None) -> AttachHandle:
     if isinstance(optimizer, LBFGS):
         raise ValueError("expected an optimizer that steps the parameters of its param_groups, got LBFGS")
+    if scaler is not None:
+        use_grad_scaler(module, scaler)
     hook = _OptimizerHook(module, optimizer, scaler)
     hook.reach_by_zero_grad(optimizer)
     before = optimizer.register_step_pre_hook(hook.before)

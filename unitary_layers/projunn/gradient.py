@@ -202,6 +202,10 @@ class ScaledGradient(GradientOperator):
     def is_finite(self) -> bool:
         return self.inner.is_finite()
 
+    @property
+    def numel(self) -> int:
+        return self.inner.numel + self.rows.numel() + self.columns.numel()
+
 
 @dataclass(frozen=True)
 class SummedGradient(GradientOperator):

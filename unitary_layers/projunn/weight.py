@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.distributed import ProcessGroup
 
 from ..linalg import LowRank
@@ -100,6 +101,7 @@ class UnitaryWeight:
         collected: the place of its sampled gradient, in a layer with ``gradient="factored"``; else None.
         seen: when it was last known to be unitary.
         group: the ranks that it shares its gradients with, or None.
+        scaler: what scales the losses; see Note [Unscaled in backward].
     """
 
     name: str
@@ -113,6 +115,7 @@ class UnitaryWeight:
     collected: Collected | None = None
     seen: Seen = field(default_factory=Seen)
     group: ProcessGroup | None = None
+    scaler: GradScaler | None = None
 
     @property
     def key(self) -> tuple[int, int]:
@@ -159,7 +162,8 @@ class UnitaryWeight:
             index = self.index
         # Spelt out: dataclasses.replace takes four times as long.
         parts = (self.parameter, self.is_complex, self.rule, self.count, self.previous)
-        return UnitaryWeight(name, *parts, index, self.moments, self.collected, self.seen, self.group)
+        rest = (self.moments, self.collected, self.seen, self.group, self.scaler)
+        return UnitaryWeight(name, *parts, index, *rest)
 
     def drop_gradient(self) -> None:
         """Forgets the gradient, as ``zero_grad`` does."""
