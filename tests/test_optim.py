@@ -90,8 +90,8 @@ class Slow:
             n, source = len(g), rule.streams([(0, self.count)], g.device, stream=1)
             z = noise(Tensor.normal_, (PROBES, n), g, source).mT
             u = noise(Tensor.normal_, (rule.rank, n), g, streams).mT
-            if self.count:  # the scales of the rows are those of the step before
-                u = u / self.rows.sqrt()[:, None]
+            if self.count:  # the scales of the rows are those of the step before, and a mean
+                u = u / (0.99 * self.rows + 0.01 * self.rows.mean()).sqrt()[:, None]
             rows, columns = ((p @ z).abs().square().mean(-1) / n for p in (g, g.mH))
             self.rows, self.columns = 0.99 * self.rows + 0.01 * rows, 0.99 * self.columns + 0.01 * columns
             b = torch.linalg.qr((g.mH @ u) / self.columns.sqrt()[:, None]).Q

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unitary_layers import UnitaryLinear
 from unitary_layers.linalg import LowRank
 from unitary_layers.projunn import DenseGradient, UpdateRule
 from unitary_layers.projunn.moments import Moments, PreconditionedGradient, Probes
@@ -47,19 +48,23 @@ def test_it_is_its_dense_twin_once_probes_have_seen_both_sides(order, earlier, d
     g, before = torch.randn(2, M, N, dtype=dtype), moments(2)
     seen = Probes(torch.randn(2, M, 4, dtype=dtype), torch.randn(2, N, 4, dtype=dtype)) if earlier else None
     gradient = PreconditionedGradient(DenseGradient(g), before, ALPHA, generator(), seen)
+    without = PreconditionedGradient(DenseGradient(g), before, ALPHA, generator())
     thin = {"matmul": torch.randn(2, N, 3, dtype=dtype), "rmatmul": torch.randn(2, M, 3, dtype=dtype)}
     for name in order:
-        getattr(gradient, name)(*([thin[name]] if name in thin else []))
-    rows, columns = before.averaged(gradient.probes().moments(), ALPHA)
+        first, _ = (getattr(p, name)(*([thin[name]] if name in thin else [])) for p in (gradient, without))
+    probes = without.probes()
+    if seen is not None:
+        probes = Probes(probes.rows + seen.rows, probes.columns + seen.columns)
+    rows, columns = before.averaged(probes.moments(), ALPHA)
     twin = g / (rows[..., :, None] * columns[..., None, :] / rows.mean(-1)[..., None, None]).sqrt()
-    torch.testing.assert_close(gradient.dense(), twin)
+    torch.testing.assert_close(first if order == ("dense",) else gradient.dense(), twin)
     torch.testing.assert_close(gradient.matmul(thin["matmul"]), twin @ thin["matmul"])
     torch.testing.assert_close(gradient.rmatmul(thin["rmatmul"]), twin.mH @ thin["rmatmul"])
 
 
 def test_the_probes_do_not_depend_on_the_product_that_takes_them_along():
-    g, keys = torch.randn(N, N, dtype=torch.float64), [(0, 0)]
-    streams, start = UpdateRule().streams(keys, g.device), Moments(*(torch.zeros(N, dtype=torch.float64),) * 2)
+    g = torch.randn(N, N, dtype=torch.float64)
+    streams, start = UpdateRule().streams([(0, 0)], g.device), Moments(*(torch.zeros(N, dtype=torch.float64),) * 2)
     alone = PreconditionedGradient(DenseGradient(g), start, ALPHA, streams).probes()
     along = PreconditionedGradient(DenseGradient(g), start, ALPHA, streams)
     along.rmatmul(torch.randn(N, 2, dtype=torch.float64))
@@ -76,6 +81,43 @@ def test_a_preconditioned_sample_asks_for_two_products_and_no_more(sampler):
     sample = rule.sample(g, [(0, 0)], moments=start)
     assert g.asked == [("rmatmul", 6), ("matmul", 6)]  # four probes each, next to the two columns of the sample
     assert sample.probes is not None
+    assert all(factor.mT.is_contiguous() for factor in (*sample.low_rank, *sample.probes))
+
+
+def test_a_row_that_comes_alive_is_not_scaled_out_of_half_precision():
+    """As a unit that was dead up to now: its moment is zero, and what it has is no reason to see nothing else."""
+    alive = torch.ones(N)
+    alive[0] = 0
+    asked = []
+
+    class Listening(DenseGradient):
+        def rmatmul(self, u: Tensor) -> Tensor:
+            asked.append(u)
+            return super().rmatmul(u)
+
+    gradient = PreconditionedGradient(Listening(torch.randn(N, N)), Moments(alive, torch.ones(N)), 0.99, generator())
+    gradient.rmatmul(torch.ones(N, 1))
+    scales = asked[0][:, -1]
+    assert scales.max() < 12 * scales.min()  # near 1 / sqrt(1 - alpha), as of a moment that has seen one step
+
+
+def test_a_row_without_a_gradient_is_not_divided_by_zero():
+    g, start = torch.randn(N, N), Moments(torch.zeros(N), torch.zeros(N))
+    g[0] = 0
+    sample = UpdateRule(rank=2, precondition=True).sample(DenseGradient(g), [(0, 0)], moments=start)
+    assert torch.isfinite(sample.low_rank.matrix()).all()
+    assert torch.equal(sample.low_rank.left[0], torch.zeros(2))
+
+
+def test_a_gradient_whose_moments_overflow_is_refused_and_nothing_is_changed():
+    """Its entries are finite and so are those of a row, but the mean square of a column is not."""
+    layer = UnitaryLinear(16, 16, bias=False, update=UpdateRule(precondition=True))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer.weight.grad = torch.randn(16, 16)
+    layer.weight.grad[:, 2] = 6e18
+    with pytest.raises(RuntimeError, match="expected a finite gradient"):
+        layer.projunn_step()
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
 def test_the_first_sample_of_full_rank_is_the_preconditioned_gradient():

@@ -24,7 +24,8 @@ from .weight import UnitaryWeight, as_matrix
 # Several uses of a weight before a step (time steps of a cell, micro-batches) are sampled one by one with the same
 # random numbers and their factors put side by side; beyond 4 k + 4 columns the sum is cut to that by its singular
 # values. Against sampling the sum of the gradients this makes an error of at most the sum of the parts' own sampling
-# errors; with a rank of at least the rows of each part there is none but rounding.
+# errors; with a rank of at least the rows of each part there is none but rounding. (A preconditioned part has the
+# scales of what was seen up to it, so that there several parts are not one.)
 # It cannot be differentiated twice and says so.
 
 # Note [Kept until the step]

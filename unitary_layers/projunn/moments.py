@@ -62,11 +62,11 @@ class Probes(NamedTuple):
 
 # Note [Probes travel with the sample]
 # A product with a thin matrix costs the reading of the gradient, or of its two factors, and over several machines an
-# exchange; a few more columns cost next to nothing. So the probes go along in the two products that a sampler asks for:
-# those of the columns in its first, G^H u, and those of the rows in its second, G v. The first then comes before the
-# rows of this step are known, and u is scaled by their moments of the step before. It is a Gaussian test matrix all the
-# same, and decides which row space is found, not what is in it. This halves the passes over the 100,000 rows that a
-# recurrent layer has of delta and of h.
+# exchange; a few more columns cost next to nothing. So the probes go along in the two products that the samplers "lsi"
+# and "power" ask for: those of the columns in the first, G^H u, and those of the rows in the second, G v. The first
+# comes before the rows of this step are known: u is scaled by their moments of the step before, as if each row were now
+# to have the mean of them. It is a Gaussian test matrix all the same, and decides which row space is found, not what is
+# in it. This halves the passes over the 100,000 rows that a recurrent layer has of delta and of h.
 
 
 class PreconditionedGradient(GradientOperator):
@@ -135,7 +135,7 @@ class PreconditionedGradient(GradientOperator):
         shape = (*self.shape[:-2], PROBES, thin.size(-2))
         probes = noise(Tensor.normal_, shape, self.inner, self.source)
         both = product(torch.cat([probes, thin.mT], dim=-2).mT)
-        seen = both[..., :PROBES]
+        seen = k_major(both[..., :PROBES])
         self._seen[side] = seen if self.earlier is None else seen + self.earlier[side]
         return k_major(both[..., PROBES:])
 
@@ -144,6 +144,8 @@ class PreconditionedGradient(GradientOperator):
         moments, seen = self.before[side], self._seen[side]
         if seen is not None:
             moments = _averaged(moments, _mean_square(seen, self.shape[-1 - side]), self.alpha)
+        elif side == 0:  # a row without a gradient up to now would get 1e4, too much for half precision when it has one
+            moments = _averaged(moments, moments.mean(-1, keepdim=True), self.alpha)
         mean = moments.mean(-1, keepdim=True)
         scales = _inverse_root(moments)
         return (scales if side else scales * torch.where(mean == 0, 1, mean).sqrt()).unsqueeze(-1)
@@ -167,9 +169,10 @@ def limited(sample: LowRank) -> LowRank:
 
 
 def _inverse_root(moments: Tensor) -> Tensor:
-    """``moments^(-1/2)``, with the floor; 1 where all are zero."""
+    """``moments^(-1/2)``, with the floor; 1 where all are zero, NaN where one has overflowed."""
     floored = torch.maximum(moments, moments.mean(-1, keepdim=True) * FLOOR)
-    return torch.where(floored == 0, 1, floored).rsqrt()
+    # 1 / sqrt(inf) would make a finite sample of zeros, and the moments keep the infinity for ever.
+    return torch.where(floored == 0, 1, floored).rsqrt() + 0 * floored
 
 
 def _mean_square(seen: Tensor, size: int) -> Tensor:
