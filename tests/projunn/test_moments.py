@@ -109,6 +109,13 @@ def test_a_row_without_a_gradient_is_not_divided_by_zero():
     assert torch.equal(sample.low_rank.left[0], torch.zeros(2))
 
 
+def test_what_is_rounding_next_to_the_rest_stays_small():
+    g, start = torch.randn(N, N), Moments(torch.zeros(N), torch.zeros(N))
+    g[0] *= 1e-15
+    sample = UpdateRule(rank=N, precondition=True).sample(DenseGradient(g), [(0, 0)], moments=start)
+    assert sample.low_rank.matrix()[0].abs().max() < 1e-9 * sample.low_rank.matrix().abs().max()
+
+
 def test_a_gradient_whose_moments_overflow_is_refused_and_nothing_is_changed():
     """Its entries are finite and so are those of a row, but the mean square of a column is not."""
     layer = UnitaryLinear(16, 16, bias=False, update=UpdateRule(precondition=True))
