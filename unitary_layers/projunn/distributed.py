@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..linalg import LowRank
-from .gradient import FactoredGradient, GradientOperator
+from .gradient import FactoredGradient, GradientOperator, WrappedGradient
 from .weight import UnitaryOwner, UnitaryWeight, unitary_weights
 
 # Note [Thin products over many machines]
@@ -23,7 +23,7 @@ from .weight import UnitaryOwner, UnitaryWeight, unitary_weights
 
 
 @dataclass(frozen=True)
-class ReducedGradient(GradientOperator):
+class ReducedGradient(WrappedGradient):
     """The mean of a gradient over the ranks of a group; see Note [Thin products over many machines].
 
     Attributes:
@@ -33,18 +33,6 @@ class ReducedGradient(GradientOperator):
 
     inner: GradientOperator
     group: dist.ProcessGroup
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.inner.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.inner.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.inner.device
 
     def matmul(self, v: Tensor) -> Tensor:
         return self._mean(self.inner.matmul(v).mT).mT

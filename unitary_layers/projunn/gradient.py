@@ -164,19 +164,10 @@ class FactoredGradient(GradientOperator):
         return self.delta.numel() + self.input.numel()
 
 
-@dataclass(frozen=True)
-class ScaledGradient(GradientOperator):
-    """A gradient with every row and every column times a factor: ``diag(rows) G diag(columns)``.
-
-    Attributes:
-        inner: G ``(..., m, n)``.
-        rows: real ``(..., m)``.
-        columns: real ``(..., n)``.
-    """
+class WrappedGradient(GradientOperator):
+    """A gradient that is made of another one of its shape, dtype and device, ``inner``."""
 
     inner: GradientOperator
-    rows: Tensor
-    columns: Tensor
 
     @property
     def shape(self) -> torch.Size:
@@ -189,6 +180,21 @@ class ScaledGradient(GradientOperator):
     @property
     def device(self) -> torch.device:
         return self.inner.device
+
+
+@dataclass(frozen=True)
+class ScaledGradient(WrappedGradient):
+    """A gradient with every row and every column times a factor: ``diag(rows) G diag(columns)``.
+
+    Attributes:
+        inner: G ``(..., m, n)``.
+        rows: real ``(..., m)``.
+        columns: real ``(..., n)``.
+    """
+
+    inner: GradientOperator
+    rows: Tensor
+    columns: Tensor
 
     def matmul(self, v: Tensor) -> Tensor:
         return self.inner.matmul(v * self.columns.unsqueeze(-1)) * self.rows.unsqueeze(-1)

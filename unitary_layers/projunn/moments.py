@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..linalg import LowRank
 from ..linalg.lowrank import k_major
-from .gradient import GradientOperator
+from .gradient import GradientOperator, WrappedGradient
 from .noise import Source, noise
 
 # Note [Preconditioning without a matrix]
@@ -69,7 +69,7 @@ class Probes(NamedTuple):
 # in it. This halves the passes over the 100,000 rows that a recurrent layer has of delta and of h.
 
 
-class PreconditionedGradient(GradientOperator):
+class PreconditionedGradient(WrappedGradient):
     """``G / sqrt(V)`` with ``V_ij = R_i C_j / mean(R)``, moments that it learns from the products asked of it.
 
     See Note [Preconditioning without a matrix] and Note [Probes travel with the sample].
@@ -87,18 +87,6 @@ class PreconditionedGradient(GradientOperator):
     ) -> None:
         self.inner, self.before, self.alpha, self.source, self.earlier = inner, before, alpha, source, earlier
         self._seen: list[Tensor | None] = [None, None]  # of rows and columns, once a product took the probes along
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.inner.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.inner.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.inner.device
 
     def matmul(self, v: Tensor) -> Tensor:
         v = v * self._scales(1)
