@@ -56,6 +56,13 @@ def test_directions_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "| digits, 0.5 | 1 |" in capsys.readouterr().out
 
 
+def test_a_comparison_ends_where_both_have_reached_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    easy = directions.RECIPES["copying_100"]._replace(options="--delay 5 --width 8 --steps 9", target=100.0, every=3)
+    monkeypatch.setitem(directions.RECIPES, "copying_100", easy)
+    assert [row["step"] for row in directions.curves("copying_100", 0, [], until_target=True)] == [3, 3]
+    assert [row["step"] for row in directions.curves("copying_100", 0, [])] == [3, 3, 6, 6, 9, 9]
+
+
 def test_a_target_is_reached_at_the_first_loss_below_it() -> None:
     rows = [{"step": i, "loss": loss, "seconds": i / 2} for i, loss in enumerate((3.0, 0.9, 2.0, 0.5))]
     assert directions.reached(rows, 1.0) == (1, 0.5)

@@ -22,7 +22,8 @@ LAYERS = {
 
 def loss_of(layer: nn.Module, step: int) -> Tensor:
     y = layer(torch.randn(5, N, generator=torch.Generator().manual_seed(step)))
-    return (y[0] if isinstance(y, tuple) else y).square().sum() + (y[0] if isinstance(y, tuple) else y).sum()
+    y = y[0] if isinstance(y, tuple) else y
+    return y.square().sum() + y.sum()
 
 
 def trained(layer: nn.Module, trigger: str, scaler: torch.amp.GradScaler | None) -> nn.Module:
@@ -81,6 +82,25 @@ def test_a_handle_takes_the_scaler_away_again():
     assert layer.grad_scaler is scaler
     handle.remove()
     assert layer.grad_scaler is None
+
+
+def test_a_layer_that_was_replaced_is_told_or_refused():
+    model = nn.Sequential(nn.Linear(N, N), LAYERS["linear"]())
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+    attach(model, optimizer, scaler=scaler)
+    model[1] = copy.deepcopy(model[1])
+    before = copy.deepcopy(model.state_dict())
+    scaler.scale(loss_of(model, 0)).backward()
+    with pytest.raises(RuntimeError, match=r"expected the layer of '1\.weight' to know the GradScaler"):
+        scaler.step(optimizer)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    model.zero_grad()
+    model[1].zero_grad()
+    use_grad_scaler(model, scaler)
+    scaler.update()
+    scaler.scale(loss_of(model, 0)).backward()
+    scaler.step(optimizer)
+    assert not torch.equal(model[1].weight, before["1.weight"])
 
 
 def test_a_disabled_scaler_changes_nothing():

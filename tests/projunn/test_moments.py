@@ -1,11 +1,12 @@
 """A preconditioned gradient against its dense twin, and what it asks of the gradient inside."""
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from torch import Tensor
 
 from unitary_layers import UnitaryLinear
-from unitary_layers.linalg import LowRank
 from unitary_layers.projunn import DenseGradient, UpdateRule
 from unitary_layers.projunn.moments import Moments, PreconditionedGradient, Probes
 
@@ -13,24 +14,19 @@ M, N, ALPHA = 7, 5, 0.9
 ORDERS = [("matmul", "rmatmul"), ("rmatmul", "matmul"), ("dense",)]
 
 
-class Counting(DenseGradient):
-    """A dense gradient that keeps the widths of the products that were asked of it."""
+@dataclass(frozen=True)
+class Listening(DenseGradient):
+    """A dense gradient that keeps the products that were asked of it."""
 
-    asked: list[tuple[str, int]]
+    asked: list[tuple[str, Tensor]] = field(default_factory=list)
 
     def matmul(self, v: Tensor) -> Tensor:
-        self.asked.append(("matmul", v.size(-1)))
+        self.asked.append(("matmul", v))
         return super().matmul(v)
 
     def rmatmul(self, u: Tensor) -> Tensor:
-        self.asked.append(("rmatmul", u.size(-1)))
+        self.asked.append(("rmatmul", u))
         return super().rmatmul(u)
-
-
-def counting(matrix: Tensor) -> Counting:
-    gradient = Counting(matrix)
-    object.__setattr__(gradient, "asked", [])  # a frozen dataclass
-    return gradient
 
 
 def generator() -> torch.Generator:
@@ -75,11 +71,12 @@ def test_the_probes_do_not_depend_on_the_product_that_takes_them_along():
 
 @pytest.mark.parametrize("sampler", ["lsi", "power"])
 def test_a_preconditioned_sample_asks_for_two_products_and_no_more(sampler):
-    g = counting(torch.randn(N, N))
+    g = Listening(torch.randn(N, N))
     rule = UpdateRule(rank=2, sampler=sampler, precondition=True)
     start = Moments(torch.zeros(N), torch.zeros(N))
     sample = rule.sample(g, [(0, 0)], moments=start)
-    assert g.asked == [("rmatmul", 6), ("matmul", 6)]  # four probes each, next to the two columns of the sample
+    asked = [(name, thin.size(-1)) for name, thin in g.asked]
+    assert asked == [("rmatmul", 6), ("matmul", 6)]  # four probes each, next to the two columns of the sample
     assert sample.probes is not None
     assert all(factor.mT.is_contiguous() for factor in (*sample.low_rank, *sample.probes))
 
@@ -88,16 +85,9 @@ def test_a_row_that_comes_alive_is_not_scaled_out_of_half_precision():
     """As a unit that was dead up to now: its moment is zero, and what it has is no reason to see nothing else."""
     alive = torch.ones(N)
     alive[0] = 0
-    asked = []
-
-    class Listening(DenseGradient):
-        def rmatmul(self, u: Tensor) -> Tensor:
-            asked.append(u)
-            return super().rmatmul(u)
-
-    gradient = PreconditionedGradient(Listening(torch.randn(N, N)), Moments(alive, torch.ones(N)), 0.99, generator())
-    gradient.rmatmul(torch.ones(N, 1))
-    scales = asked[0][:, -1]
+    g = Listening(torch.randn(N, N))
+    PreconditionedGradient(g, Moments(alive, torch.ones(N)), 0.99, generator()).rmatmul(torch.ones(N, 1))
+    scales = g.asked[0][1][:, -1]
     assert scales.max() < 12 * scales.min()  # near 1 / sqrt(1 - alpha), as of a moment that has seen one step
 
 
@@ -134,7 +124,7 @@ def test_the_first_sample_of_full_rank_is_the_preconditioned_gradient():
     sample = rule.sample(DenseGradient(g), [(0, 0)], moments=start)
     rows, columns = rule.averaged(start, sample.probes)
     twin = g / (torch.outer(rows, columns) / rows.mean()).sqrt()
-    torch.testing.assert_close(LowRank(*sample.low_rank).matrix(), twin)
+    torch.testing.assert_close(sample.low_rank.matrix(), twin)
 
 
 def test_a_gradient_of_zeros_stays_one():

@@ -51,7 +51,8 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
         module: any module tree; its unitary weights are looked up anew at each step.
         optimizer: any torch optimiser whose step reads ``param_groups``.
         scaler: the ``GradScaler`` that scales the losses, needed where there are layers with ``gradient="factored"``.
-            Their gradients are unscaled by it, and where one has overflowed the whole step is skipped.
+            Their gradients are unscaled by it, and where one has overflowed the whole step is skipped. Layers that are
+            added later are to be told by :func:`use_grad_scaler`.
 
     Returns:
         A handle whose ``remove()`` undoes it.
@@ -60,6 +61,7 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
         TypeError: for what is not a module or not an optimiser.
         ValueError: if the module has no unitary weight; for LBFGS, which keeps its own list of parameters; for the
             second form, if a module is wrapped by DistributedDataParallel, or with a scaler.
+        RuntimeError: in the optimiser's step, for a layer that does not know the scaler; nothing has been stepped.
     """
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -106,6 +108,8 @@ class _OptimizerHook:
         hidden: set[Tensor] = {weight.parameter for weight in weights}
         if self.scaler is not None:
             _refuse_kept(weights)
+            if self.scaler.is_enabled():
+                _refuse_scaled(weights, self.scaler)
         self.overflowed = self.scaler is not None and not all(map(_is_finite_if_factored, weights))
         if self.overflowed:  # as the scaler would skip the step, had it seen these gradients
             hidden.update(p for group in optimizer.param_groups for p in group["params"])
@@ -198,6 +202,16 @@ def _refuse_kept(weights: Iterable[UnitaryWeight]) -> None:
             raise ValueError(
                 f"expected a dense gradient of {weight.name!r}, which shares its gradients with other ranks, under a "
                 'GradScaler; got gradient="factored"'
+            )
+
+
+def _refuse_scaled(weights: Iterable[UnitaryWeight], scaler: GradScaler) -> None:
+    """A layer that came into the tree later was not told the scaler when backward sampled its gradient."""
+    for weight in weights:
+        if weight.collected is not None and weight.collected.low_rank is not None and weight.scaler is not scaler:
+            raise RuntimeError(
+                f"expected the layer of {weight.name!r} to know the GradScaler of attach, got a factored gradient that "
+                "was never unscaled; call use_grad_scaler(model, scaler) when layers have been added or replaced"
             )
 
 

@@ -174,9 +174,11 @@ def check_whole(weights: Iterable[UnitaryWeight]) -> None:
     for weight in weights:
         parameter = weight.parameter
         matrix_dims = parameter.ndim - weight.is_complex
-        if type(parameter) is nn.Parameter and matrix_dims >= 2:
-            continue
-        if isinstance(parameter, DTensor) or not isinstance(parameter, nn.Parameter) or matrix_dims < 2:
+        # The first question answers most: torch's isinstance of a parameter takes ten times as long.
+        is_own = type(parameter) is nn.Parameter or (
+            isinstance(parameter, nn.Parameter) and not isinstance(parameter, DTensor)
+        )
+        if not is_own or matrix_dims < 2:
             raise ValueError(
                 f"expected the unitary weight {weight.name!r} to be a parameter and whole on each rank, got a "
                 f"{type(parameter).__name__} {tuple(parameter.shape)}; share_gradients(model) and then "
