@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from .linalg import LowRank
 from .projunn.attach import without_parameters
+from .projunn.batch import Step
 from .projunn.gradient import DenseGradient, GradientOperator
 from .projunn.hook import step_from_gradients
 from .projunn.moments import Moments
@@ -58,7 +59,7 @@ class ProjUNN(Optimizer):
         TypeError, ValueError: for an option that is not a finite number, or out of range.
         ValueError: in ``step``, for a factored gradient and ``direction="momentum"``.
         RuntimeError: in ``step``, for a gradient of a unitary weight with a NaN or an infinity, as ``projunn_step``
-            does; the ordinary parameters have not been stepped either.
+            does, or one whose average overflows; then no parameter and no average has changed.
 
     Source of the directions and rates: Kiani et al., arXiv 2203.05483, section 4 and appendix E.
 
@@ -115,11 +116,7 @@ class ProjUNN(Optimizer):
         present = [weight for p, weight in self._weights.items() if p in groups]
         for weight in present:
             _check_factored(weight, groups[weight.parameter])
-        step_from_gradients(
-            [self._with_moments(weight, groups[weight.parameter]) for weight in present],
-            lambda weight: _rule(weight, groups[weight.parameter]),
-            lambda weight, gradient: self._direction(weight, gradient, groups[weight.parameter]),
-        )
+        step_from_gradients(present, lambda weight, gradient: self._to_take(weight, gradient, groups[weight.parameter]))
         with without_parameters(self, set(self._weights)):
             assert self._base is not None  # since the constructor
             self._base.step()
@@ -147,27 +144,28 @@ class ProjUNN(Optimizer):
         super().zero_grad(set_to_none)
         clear_collected(weights_of(p for group in self.param_groups for p in group["params"]).values())
 
-    def _direction(
-        self, weight: UnitaryWeight, gradient: GradientOperator | LowRank, group: dict[str, Any]
-    ) -> GradientOperator | LowRank:
-        """What the weight is to go against; updates its state."""
+    def _to_take(self, weight: UnitaryWeight, gradient: GradientOperator | LowRank, group: dict[str, Any]) -> Step:
+        """The step of a weight, and of what is kept here about it."""
+        rule, direction = _rule(weight, group), group["direction"]
         if group["maximize"]:
             gradient = gradient.scale(-1.0)
-        if isinstance(gradient, LowRank) or weight.is_factored or group["direction"] in ("plain", "moments"):
-            return gradient
+        if isinstance(gradient, LowRank) or weight.is_factored or direction == "plain":
+            return Step(weight, gradient, rule)
+        if direction == "moments":
+            return Step(self._with_moments(weight), gradient, rule)
         g = gradient.dense()
-        if group["direction"] == "momentum":
-            moving = self._buffer(weight, "momentum_buffer")
-            return DenseGradient(moving.mul_(group["momentum"]).add_(g))
-        square = self._buffer(weight, "square_avg", real=True)
+        if direction == "momentum":
+            buffer = self._buffer(weight, "momentum_buffer")
+            moving = buffer * group["momentum"] + g
+            return Step(weight, DenseGradient(moving), rule, [(buffer, moving)])
+        buffer = self._buffer(weight, "square_avg", real=True)
         # |g|^2 and not g * g, which for complex g is not even real.
-        square.mul_(group["alpha"]).add_(g.abs().square(), alpha=1 - group["alpha"])
-        return DenseGradient(g / (square.sqrt() + group["eps"]))
+        square = buffer * group["alpha"] + g.abs().square() * (1 - group["alpha"])
+        # 0 * infinity is NaN: an average that has overflowed is refused, for it would stop the weight for good.
+        return Step(weight, DenseGradient(g / (square.sqrt() + group["eps"] + 0 * square)), rule, [(buffer, square)])
 
-    def _with_moments(self, weight: UnitaryWeight, group: dict[str, Any]) -> UnitaryWeight:
-        """The weight, where the direction is "moments" with those of this optimiser, which the step then updates."""
-        if group["direction"] != "moments" or weight.is_factored:
-            return weight
+    def _with_moments(self, weight: UnitaryWeight) -> UnitaryWeight:
+        """The weight with moments of this optimiser, which the step then updates."""
         state = self.state[weight.parameter]
         names = [f"{name}_moments" for name in Moments._fields]
         for name in names:

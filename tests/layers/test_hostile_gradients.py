@@ -1,5 +1,6 @@
 """Gradients of any kind before a step: the weights stay unitary, or the step is refused and nothing has changed."""
 
+import copy
 import itertools
 import math
 
@@ -13,7 +14,7 @@ from strategies import LAYOUTS, laid_out, seeds
 from torch import nn
 
 from unitary_layers import UnitaryLinear, UpdateRule, projunn_step
-from unitary_layers.optim import ProjUNN
+from unitary_layers.optim import DIRECTIONS, ProjUNN
 from unitary_layers.projunn import unitary_weights
 from unitary_layers.projunn.sampling import LINEAR_SAMPLERS, SAMPLERS
 from unitary_layers.testing import assert_unitary
@@ -65,6 +66,25 @@ def test_a_factored_gradient_of_any_scale(entry, rule, data):
     x = entry.input() * data.draw(values)
     survived("gradients", lambda: (output_of(module, x).abs() * data.draw(values)).sum().backward())
     stepped(module)
+
+
+@settings(max_examples=100)
+@given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.complex64]), direction=st.sampled_from(DIRECTIONS))
+def test_an_optimiser_keeps_nothing_of_a_step_that_is_refused(data, dtype, direction):
+    rule = UpdateRule(nonfinite=data.draw(st.sampled_from(["raise", "skip"])))
+    module = UnitaryLinear(N, N, bias=False, dtype=dtype, update=rule)
+    optimizer = ProjUNN(module.parameters(), direction=direction, momentum=0.9, alpha=0.9)
+    for scale in (1.0, data.draw(st.sampled_from([1e-45, 1e-20, 1e10, 1e18, 1e19, 1e20, 1e30, 3e38, *SPOILS])), 1.0):
+        module.weight.grad = torch.randn(module.weight.shape) * scale
+        before, count = copy.deepcopy(optimizer.state_dict()["state"]), int(module.weight_count)
+        survived("gradients", optimizer.step, module)
+        after = optimizer.state_dict()["state"].get(0, {})
+        assert_unitary(module)
+        assert all(is_finite(value) for value in after.values())
+        if int(module.weight_count) == count:
+            assert all(torch.equal(value, after[name]) for name, value in before.get(0, {}).items())
+        module.weight.grad = None
+    assert int(module.weight_count) > count
 
 
 @pytest.mark.parametrize("name", ["linear", "linear-complex"])

@@ -14,8 +14,9 @@ from torch.optim import LBFGS, Optimizer
 
 from ..linalg import LowRank
 from .amp import use_grad_scaler
+from .batch import Step
 from .gradient import GradientOperator
-from .hook import Prepare, projunn_step, step_from_gradients
+from .hook import projunn_step, step_from_gradients
 from .weight import UnitaryWeight, clear_collected, unitary_weights
 
 
@@ -118,7 +119,7 @@ class _OptimizerHook:
 
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.restore()
-        scale = getattr(optimizer, "grad_scale", None)
+        scale: Tensor | None = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf) > 0:
             return
@@ -128,12 +129,15 @@ class _OptimizerHook:
                 found.fill_(1)  # and its next update lowers the scale
             return
         rates = self.schedule(optimizer)
-        unscale = None if scale is None else _divide_by(scale)
-        step_from_gradients(
-            unitary_weights(self.module),
-            lambda weight: weight.rule.with_lr(weight.rule.lr * rates.get(weight.parameter, rates[None])),
-            unscale,
-        )
+
+        def to_take(weight: UnitaryWeight, gradient: GradientOperator | LowRank) -> Step:
+            rule = weight.rule.with_lr(weight.rule.lr * rates.get(weight.parameter, rates[None]))
+            # A fused optimiser was to unscale the gradients itself.
+            if scale is not None and not weight.is_factored:
+                gradient = gradient.scale(1 / float(scale))
+            return Step(weight, gradient, rule)
+
+        step_from_gradients(unitary_weights(self.module), to_take)
 
     def reach_by_zero_grad(self, optimizer: Optimizer) -> None:
         """Makes ``optimizer.zero_grad()`` forget factored gradients, until the hook is removed."""
@@ -179,15 +183,6 @@ def _base_rate(group: dict[str, Any]) -> float | None:
             "expected an optimizer with a base learning rate above 0, which the schedule is relative to; got 0"
         )
     return float(rate)
-
-
-def _divide_by(scale: Tensor) -> Prepare:
-    """Undoes the scale of a scaler in dense gradients, where a fused optimiser was to do it itself."""
-
-    def unscaled(weight: UnitaryWeight, gradient: GradientOperator | LowRank) -> GradientOperator | LowRank:
-        return gradient if weight.is_factored else gradient.scale(1 / float(scale))
-
-    return unscaled
 
 
 def _is_finite_if_factored(weight: UnitaryWeight) -> bool:

@@ -1,6 +1,6 @@
 """Steps of weights, and those of one shape and one rule as a batch that moves at once."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -28,11 +28,19 @@ STACKED = 2**22  # numbers in a stack: its 16 MiB in float32 are still cheap to 
 
 @dataclass(frozen=True)
 class Step:
-    """A weight, the direction it is to go against (a low-rank one has been sampled already), and the rule for it."""
+    """What one weight is to do.
+
+    Attributes:
+        weight: the weight, and where its state is kept.
+        direction: what it is to go against; if of low rank, it has been sampled already.
+        rule: how it moves.
+        state: buffers of an optimiser, and the values that they get if and when the step is taken.
+    """
 
     weight: UnitaryWeight
     direction: GradientOperator | LowRank
     rule: UpdateRule
+    state: Sequence[tuple[Tensor, Tensor]] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..linalg.thin import add_low_rank_
 from .batch import Batch, Step, batches
 from .distributed import with_gradients
 from .gradient import DenseGradient, GradientOperator
-from .rule import Sample, UpdateRule
+from .rule import Sample
 from .sampling import LINEAR_SAMPLERS, recompressed
 from .watch import watch
 from .weight import UnitaryWeight, unitary_weights
@@ -37,28 +37,20 @@ def projunn_step(module: nn.Module, *, lr_scale: float = 1.0) -> None:
     """
     if not isinstance(lr_scale, (int, float)) or not 0 <= lr_scale <= sys.float_info.max:
         raise ValueError(f"expected lr_scale to be a finite number of at least 0, got {lr_scale!r}")
-    step_from_gradients(unitary_weights(module), lambda weight: weight.rule.with_lr(weight.rule.lr * lr_scale))
-
-
-Prepare = Callable[[UnitaryWeight, GradientOperator | LowRank], GradientOperator | LowRank]
+    step_from_gradients(
+        unitary_weights(module),
+        lambda weight, gradient: Step(weight, gradient, weight.rule.with_lr(weight.rule.lr * lr_scale)),
+    )
 
 
 def step_from_gradients(
-    weights: Iterable[UnitaryWeight], rule: Callable[[UnitaryWeight], UpdateRule], prepare: Prepare | None = None
+    weights: Iterable[UnitaryWeight], to_take: Callable[[UnitaryWeight, GradientOperator | LowRank], Step]
 ) -> None:
-    """Moves those of the weights that have a gradient by ``rule(weight)``, then drops the gradients.
-
-    ``prepare`` turns a gradient into the direction to go against, after all gradients have been found to be finite.
-    """
+    """Takes the step ``to_take(weight, gradient)`` of each weight that has a gradient, then drops the gradients."""
     with torch.no_grad():
         pairs = with_gradients(weights)
         watch(weight for weight, _ in pairs)
-        if prepare is None:
-            steps = [Step(weight, gradient, rule(weight)) for weight, gradient in pairs]
-        else:
-            finite = [(weight, gradient) for weight, gradient in pairs if _is_usable(weight, _is_finite(gradient))]
-            steps = [Step(weight, prepare(weight, gradient), rule(weight)) for weight, gradient in finite]
-        take(steps)
+        take(to_take(weight, gradient) for weight, gradient in pairs)
         for weight, _ in pairs:
             weight.drop_gradient()
 
@@ -66,11 +58,11 @@ def step_from_gradients(
 # Note [A sample tells whether a gradient is finite]
 # A NaN or an infinity of G survives the product with a Gaussian matrix and the products that follow, so that looking at
 # the thin factors is enough and G is read once less. Only where a decomposition of more than that refuses it (the
-# samplers "column" and "svd"), or where something changes its state by G first, is G itself looked at.
+# samplers "column" and "svd") is G itself looked at.
 
 
 def take(steps: Iterable[Step]) -> None:
-    """Takes steps. All changes are computed, thin, before the first is written: an error leaves all weights alone."""
+    """Takes steps. All changes are computed before the first is written: an error leaves weights and states alone."""
     pairs = [pair for batch in batches(steps) if (pair := _sampled(batch)) is not None]
     changes = [_change(batch, sample) for batch, sample in pairs]
     for (batch, sample), change in zip(pairs, changes, strict=True):
@@ -159,6 +151,9 @@ def _write(batch: Batch, change: LowRank, sample: Sample) -> None:
         new = batch.rule.averaged(moments, sample.probes)
         for buffers, values in zip(zip(*batch.moment_buffers, strict=True), new, strict=True):
             _copy_(buffers, batch.unstack(values))
+    for step in batch.steps:
+        for buffer, value in step.state:
+            buffer.copy_(value)
     period = batch.rule.retract_period(matrices[0].size(-1))
     for weight, matrix, (_, count) in zip(weights, matrices, keys, strict=True):
         if period and (count + 1) % period == 0:
