@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import batches, dtypes, eps, seeds, sizes
+from strategies import DTYPES, batches, dtypes, eps, seeds, sizes
 
 from unitary_layers.linalg import LowRank, orthonormal_basis
 from unitary_layers.testing import assert_unitary
@@ -22,11 +22,13 @@ def test_basis_spans_the_columns(n, m, batch, dtype, seed, scale):
     assert torch.linalg.matrix_norm(q @ (q.mH @ y) - y).max() <= 20 * n * eps(dtype) * torch.linalg.matrix_norm(y).max()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
-def test_basis_of_degenerate_columns_is_orthonormal(dtype):
-    one = torch.randn(6, 1, dtype=dtype)
-    for x in (torch.zeros(6, 3, dtype=dtype), one.expand(6, 3), torch.cat([one, torch.zeros_like(one), one], dim=1)):
-        assert_unitary(orthonormal_basis(x))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [6, 12, 20, 40])
+def test_basis_of_degenerate_columns_is_orthonormal(dtype, n):
+    one = torch.randn(10, n, 1, dtype=dtype)
+    for m in range(1, n + 1):
+        for x in (torch.zeros(n, m, dtype=dtype), one.expand(10, n, m), torch.cat([one, 0 * one, one], dim=-1)):
+            assert_unitary(orthonormal_basis(x))
 
 
 def test_columns_of_very_different_scale_all_count():

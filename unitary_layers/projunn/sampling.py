@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..linalg import LowRank, orthonormal_basis
 from ..linalg.check import PRECISE, check_generator, check_matrix
-from ..linalg.lowrank import k_major, unit_columns
+from ..linalg.lowrank import k_major, qr, unit_columns
 from .gradient import DenseGradient, GradientOperator
 from .noise import Source, noise
 
@@ -122,13 +122,13 @@ def recompressed(matrix: LowRank, rank: int) -> LowRank:
     """
     if matrix.rank <= rank:
         return matrix
-    left, right = (torch.linalg.qr(unit_columns(factor)) for factor in matrix)
+    (left, left_r), (right, right_r) = (qr(unit_columns(factor)) for factor in matrix)
     scales = [factor.abs().amax(dim=-2, keepdim=True) for factor in matrix]
-    core = (left.R * scales[0]) @ (right.R * scales[1]).mH
+    core = (left_r * scales[0]) @ (right_r * scales[1]).mH
     largest = _at_least_tiny(core.abs().amax(dim=(-2, -1), keepdim=True))
     u, s, vh = torch.linalg.svd(core / largest, full_matrices=False)
     kept = u[..., :rank] * (s[..., None, :rank] * largest)
-    return LowRank(k_major(left.Q @ kept), k_major(right.Q @ vh[..., :rank, :].mH))
+    return LowRank(k_major(left @ kept), k_major(right @ vh[..., :rank, :].mH))
 
 
 def _half_power_step(gradient: GradientOperator, start: Tensor) -> LowRank:
