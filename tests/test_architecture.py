@@ -11,14 +11,14 @@ ROOT = Path(unitary_layers.__file__).parent
 # From the ground up; a module imports only from lower lines. Within a line, only in the order given.
 LEVELS = (
     ("_version",),
-    ("linalg.check", "linalg.unitary", "linalg.lowrank", "linalg.thin", "linalg.grid", "linalg.spectrum"),
-    ("linalg.kernel", "linalg"),
+    ("linalg.check", "linalg.transforms", "linalg.unitary", "linalg.lowrank", "linalg.thin"),
+    ("linalg.grid", "linalg.spectrum", "linalg.kernel", "linalg"),
     ("init",),
     ("projunn.gradient", "projunn.noise", "projunn.moments", "projunn.sampling", "projunn.rotation", "projunn.rule"),
     ("projunn.weight", "projunn.watch", "projunn.distributed", "projunn.collect", "projunn.batch", "projunn.comm_hook"),
     ("projunn.amp", "projunn.hook", "projunn.attach", "projunn"),
     ("optim",),
-    ("layers.transforms", "layers.inputs", "layers.activation", "layers.scan", "layers.support", "layers.loading"),
+    ("layers.inputs", "layers.activation", "layers.scan", "layers.support", "layers.loading"),
     ("layers.methods", "layers.base", "layers.forward"),
     ("layers.linear", "layers.convnd", "layers.conv", "layers.cell", "layers.rnn", "layers"),
     ("models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel", "models"),

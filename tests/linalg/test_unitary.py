@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from strategies import DTYPES, batches, dtypes, eps, seeds, sizes, wide
+from torch.func import vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from unitary_layers.linalg import haar_unitary, nearest_unitary, unitarity_error
@@ -92,6 +93,14 @@ def test_nearest_unitary_refuses_what_is_not_finite(value):
     x[1, 2] = value
     with pytest.raises(ValueError, match=r"expected a finite matrix.*\(3, 3\)"):
         nearest_unitary(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 1.0])
+def test_nearest_unitary_under_transforms(dtype, noise):
+    w = haar_unitary(4, batch=(3,), dtype=dtype) + noise * torch.randn(3, 4, 4, dtype=dtype)
+    torch.testing.assert_close(vmap(nearest_unitary)(w), nearest_unitary(w), rtol=0, atol=64 * eps(dtype))
+    assert torch.autograd.gradcheck(nearest_unitary, (w[0].requires_grad_(),))
 
 
 def test_nearest_unitary_of_a_singular_matrix_is_unitary():

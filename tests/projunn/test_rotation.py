@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from strategies import DTYPES, Problem, eps, problems, wide
 from torch import Tensor
+from torch.func import vmap
 
 from unitary_layers.linalg import LowRank, haar_unitary, unitarity_error
 from unitary_layers.linalg.thin import add_low_rank_
@@ -63,6 +64,24 @@ def test_t_is_the_geodesic_step(problem):
 def test_d_and_t_agree_to_first_order(problem):
     d, t = (f(wide(problem.weight), wide(problem.a), wide(problem.b)) for f in (projunn_d, projunn_t))
     assert torch.linalg.matrix_norm(d - t).max() <= 2 * problem.scale**2 + 100 * eps(torch.float64)
+
+
+@given(problems(max_scale=0.5))
+@pytest.mark.parametrize("function", [projunn_d, projunn_t])
+def test_a_batch_by_vmap_is_the_batch(function, problem):
+    three = [torch.stack([x, x.flip(-1), x * 0]) for x in (problem.a, problem.b)]
+    weights = problem.weight.expand(3, *problem.weight.shape)
+    rounding = 16 * weights.size(-1) * eps(weights.dtype)
+    torch.testing.assert_close(vmap(function)(weights, *three), function(weights, *three), rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("function", [projunn_d, projunn_t])
+@pytest.mark.parametrize("k", [1, 2])
+def test_steps_are_differentiable(function, dtype, k):
+    w = haar_unitary(5, dtype=dtype)
+    a, b = (torch.randn(5, k, dtype=dtype, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda a, b: function(w, a, b), (a, b))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
+from ..linalg.transforms import is_transformed
 from ..projunn.watch import watch
 from ..projunn.weight import UnitaryWeight, record_of
 from .base import UnitaryModule
-from .transforms import is_transformed
 
 
 def watch_own(module: nn.Module) -> None:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..linalg.transforms import is_transformed
 from ..projunn.collect import Parts, collect
 from ..projunn.weight import UnitaryWeight
 from .activation import ModReLU
-from .transforms import is_transformed
 
 # Note [One node for a whole sequence]
 # Left to autograd, a recurrence of T steps is 3 T nodes, and the gradient of its matrix is T thin products, each

@@ -29,9 +29,9 @@ from ..linalg.spectrum import (
     real_dft_basis,
     to_bins_by_basis,
 )
+from ..linalg.transforms import is_transformed
 from ..projunn.collect import collect
 from ..projunn.weight import UnitaryWeight
-from .transforms import is_transformed
 
 Factored = tuple[UnitaryWeight | None, UnitaryWeight | None]  # those of a layer's weights that are collected
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

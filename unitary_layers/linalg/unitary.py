@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .check import check_dtype, check_matrix
+from .transforms import is_transformed
 
 # Note [Double precision off the hot path]
 # Drawing, repairing and measuring a unitary matrix happens rarely, so it is done in float64 (complex128) and rounded
@@ -89,6 +90,7 @@ def nearest_unitary(w: Tensor) -> Tensor:
 
     Near the manifold by Newton-Schulz iteration, elsewhere by a singular value decomposition. Where ``w`` is singular
     the nearest matrix is not unique and one of them is returned. A rectangular ``w`` gives orthonormal rows or columns.
+    Differentiable, but far from the manifold only where no two singular values are equal, as ``torch.linalg.svd``.
 
     Args:
         w: ``(..., m, n)``, real or complex.
@@ -101,6 +103,8 @@ def nearest_unitary(w: Tensor) -> Tensor:
         ValueError: if ``w`` has a NaN or an infinity.
     """
     check_matrix("w", w)
+    if is_transformed():
+        return polar_by_svd(double(w)).to(w.dtype).contiguous()
     if not torch.isfinite(w).all():
         raise ValueError(f"expected a finite matrix, got NaN or infinity in a tensor of shape {tuple(w.shape)}")
     x = double(w)

@@ -14,6 +14,7 @@ from ..linalg import LowRank, orthonormal_basis
 from ..linalg.check import PRECISE, check_dense, check_matrix
 from ..linalg.lowrank import k_major
 from ..linalg.thin import thin_times, times_thin
+from ..linalg.transforms import is_transformed
 from ..linalg.unitary import double, polar_by_svd
 
 # Note [A rotation in a plane]
@@ -75,6 +76,16 @@ def exponential(s: Tensor) -> Tensor:
     return p * 1.5 - p @ (p.mH @ p) * 0.5
 
 
+def _may_be_long(s: Tensor) -> bool:
+    """Whether a small matrix of a batch may have to be shortened; raises ``ValueError`` where one is not finite."""
+    if is_transformed():  # see Note [Under a transform]
+        return True
+    size = torch.linalg.vector_norm(s).item()
+    if not math.isfinite(size):
+        raise ValueError("expected an update whose products with the weight are finite, got NaN, infinity or overflow")
+    return size > LONGEST
+
+
 def _shortened(s: Tensor) -> Tensor:
     """``s`` ``(..., r, r)`` of no more than LONGEST; see Note [An angle too large to be known]."""
     return s * (LONGEST / torch.linalg.vector_norm(s, dim=(-2, -1), keepdim=True).clamp_min(LONGEST))
@@ -120,10 +131,7 @@ def rotation(weight: Tensor, update: LowRank, variant: str) -> LowRank:
     r = double(q.mH @ frame)
     k = update.rank
     s = r[..., k:] @ r[..., :k].mH
-    size = torch.linalg.vector_norm(s).item()
-    if not math.isfinite(size):
-        raise ValueError("expected an update whose products with the weight are finite, got NaN, infinity or overflow")
-    if size > LONGEST and variant == "T":
+    if _may_be_long(s) and variant == "T":
         s = _shortened(s)
     p = VARIANTS[variant](s)
     left = times_thin(weight, q) @ _plus_identity(p, -1.0).to(weight.dtype)

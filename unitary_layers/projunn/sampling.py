@@ -18,6 +18,7 @@ from torch import Tensor
 from ..linalg import LowRank, orthonormal_basis
 from ..linalg.check import PRECISE, check_generator, check_matrix
 from ..linalg.lowrank import k_major, qr, unit_columns
+from ..linalg.transforms import is_transformed
 from .gradient import DenseGradient, GradientOperator
 from .noise import Source, noise
 
@@ -107,10 +108,10 @@ def low_rank(matrix: Tensor, rank: int, sampler: str = "lsi", generator: torch.G
     if not isinstance(rank, int) or not 1 <= rank <= min(matrix.shape[-2:]):
         raise ValueError(f"expected a rank from 1 to min(m, n) = {min(matrix.shape[-2:])}, got {rank!r}")
     gradient = DenseGradient(matrix)
-    if not gradient.is_finite():
+    if not is_transformed() and not gradient.is_finite():
         raise ValueError(f"expected a finite matrix, got NaN or infinity in shape {tuple(matrix.shape)}")
     sample = SAMPLERS[sampler](gradient, rank, generator, None)
-    if not all(DenseGradient(factor).is_finite() for factor in sample):
+    if not is_transformed() and not all(DenseGradient(factor).is_finite() for factor in sample):
         raise ValueError(f"expected a matrix whose products do not overflow, got numbers up to {matrix.abs().max():g}")
     return sample
 

@@ -1,4 +1,4 @@
-"""Whether a transform of torch looks on, for which a layer is its plain formula."""
+"""Whether a transform of torch looks on, for which a layer or a function is its plain formula."""
 
 import torch
 
@@ -7,6 +7,8 @@ import torch
 # them knows what a node of our own does in backward. So under them a layer is the formula in its docstring: a
 # recurrence is a loop, a Fourier transform is torch's own, a weight is a tensor like any other with a dense gradient,
 # "factored" or not, and nobody watches it. torch.compile knows such nodes and keeps them.
+# Nor can a number be read under them to choose between formulas: functions take the one that always holds, and what is
+# not finite comes out as NaN or as an error of torch.
 
 # torch 2.5 and 2.6 do not tell an export from a compilation, which then gets the plain formula too.
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
