@@ -17,7 +17,7 @@ def assert_unitary(subject: Tensor | nn.Module, *, tolerance: float | None = Non
 
     Args:
         subject: ``(..., m, n)``, where for m != n the shorter side is to be orthonormal; or a module.
-        tolerance: Frobenius norm; ``10 n eps`` of the subject's precision if None, with n the larger side.
+        tolerance: Frobenius norm; ``10 (n + 1) eps`` of the subject's precision if None, n the larger side.
 
     Raises:
         AssertionError: with the name, the error and the tolerance of the first that is not.
@@ -31,7 +31,7 @@ def assert_unitary(subject: Tensor | nn.Module, *, tolerance: float | None = Non
         if not named:
             raise ValueError(f"expected a module with unitary weights, got a {type(subject).__name__} without any")
     for name, matrix in named:
-        allowed = 10 * max(matrix.shape[-2:]) * torch.finfo(matrix.dtype).eps if tolerance is None else tolerance
+        allowed = 10 * (max(matrix.shape[-2:]) + 1) * torch.finfo(matrix.dtype).eps if tolerance is None else tolerance
         error = max(unitarity_error(matrix).flatten().tolist(), default=0.0)
         if not error <= allowed:
             raise AssertionError(

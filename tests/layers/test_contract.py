@@ -48,7 +48,7 @@ def units(module: nn.Module) -> list[UnitaryModule]:
 @both_precisions
 def test_unitary_at_birth(entry, dtype):
     module = entry.make(dtype)
-    assert_unitary(module)  # 10 n eps
+    assert_unitary(module)  # 10 (n + 1) eps
     assert all(weight.parameter.is_contiguous() for weight in unitary_weights(module))
     assert all(p.dtype == dtype for p in module.parameters())
     assert unitarity_error_of(module) > 0

@@ -24,7 +24,7 @@ def by_torch(layer, x):
 
 
 def assert_orthogonal(layer, size):
-    """The dense matrix is orthogonal, or has orthonormal rows or columns, to 10 n eps (Frobenius norm)."""
+    """The dense matrix is orthogonal, or has orthonormal rows or columns, to 10 (n + 1) eps (Frobenius norm)."""
     shape = (layer.in_channels, *size)
     assert_unitary(operator_matrix(layer, shape, dtype=layer.weight.dtype))
 
