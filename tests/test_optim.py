@@ -259,6 +259,18 @@ def test_a_unitary_weight_is_known_wherever_it_comes_from(how):
     assert int(net[2].weight_count) == 5
 
 
+def test_what_becomes_of_a_layer_later_is_seen():
+    net = model()
+    optimizer = ProjUNN(net.parameters(), lr=0.1)  # along a direction of full rank
+    for step, rank in enumerate((2, 3, 1)):
+        net[2].update = UpdateRule(rank=rank)
+        net[2].weight_count = net[2].weight_count.clone()  # as when it goes to another device
+        before = net[2].matrix.detach().clone()
+        train(net, optimizer, range(step, step + 1))
+        assert torch.linalg.matrix_rank(net[2].matrix.detach() - before, atol=1e-12) == 2 * rank
+        assert int(net[2].weight_count) == step + 1
+
+
 def test_an_optimiser_can_be_copied_and_pickled():
     for clone in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
         net = model()

@@ -18,7 +18,7 @@ from .projunn.gradient import DenseGradient, GradientOperator
 from .projunn.hook import step_from_gradients
 from .projunn.moments import Moments
 from .projunn.rule import UpdateRule
-from .projunn.weight import UnitaryWeight, as_matrix, clear_collected, weights_of
+from .projunn.weight import UnitaryOwner, UnitaryWeight, as_matrix, clear_collected, owners_of, weights_of
 
 DIRECTIONS = ("plain", "momentum", "rmsprop", "moments")
 BASES: dict[str, type[Optimizer]] = {"rmsprop": RMSprop, "sgd": SGD, "adamw": AdamW}
@@ -85,7 +85,7 @@ class ProjUNN(Optimizer):
             raise ValueError(f"expected base to be one of {tuple(BASES)}, got {base!r}")
         options = {"unitary_lr_scale": unitary_lr_scale, "direction": direction, "momentum": momentum, "alpha": alpha}
         options |= {"lr": lr, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-        self._weights: dict[Tensor, UnitaryWeight] | None = None
+        self._owners: list[UnitaryOwner] | None = None
         self._base: Optimizer | None = None
         self._base_name = base
         super().__init__(params, options)
@@ -94,7 +94,7 @@ class ProjUNN(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         _check(self.param_groups[-1])
-        self._weights = None
+        self._owners = None
         if self._base is not None:
             for key, value in self._base.defaults.items():
                 self.param_groups[-1].setdefault(key, value)
@@ -111,13 +111,13 @@ class ProjUNN(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = {p: group for group in self.param_groups for p in group["params"]}
-        if self._weights is None:
-            self._weights = weights_of(groups)
-        present = [weight for p, weight in self._weights.items() if p in groups]
-        for weight in present:
-            _check_factored(weight, groups[weight.parameter])
-        step_from_gradients(present, lambda weight, gradient: self._to_take(weight, gradient, groups[weight.parameter]))
-        with without_parameters(self, set(self._weights)):
+        weights = self._unitary_weights()
+        for p, weight in weights.items():
+            _check_factored(weight, groups[p])
+        step_from_gradients(
+            weights.values(), lambda weight, gradient: self._to_take(weight, gradient, groups[weight.parameter])
+        )
+        with without_parameters(self, set(weights)):
             assert self._base is not None  # since the constructor
             self._base.step()
         return loss
@@ -133,7 +133,7 @@ class ProjUNN(Optimizer):
 
     def _build_base(self) -> None:
         """The optimiser of the ordinary parameters, over these same groups and this same state."""
-        self._weights = None
+        self._owners = None
         options = {name: self.defaults[name] for name in ("lr", "weight_decay", "maximize")}
         self._base = BASES[self._base_name](self.param_groups, **options)
         self._base.param_groups = self.param_groups
@@ -142,7 +142,14 @@ class ProjUNN(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, and for factored gradients too."""
         super().zero_grad(set_to_none)
-        clear_collected(weights_of(p for group in self.param_groups for p in group["params"]).values())
+        clear_collected(self._unitary_weights().values())
+
+    def _unitary_weights(self) -> dict[Tensor, UnitaryWeight]:
+        """The unitary weights among the parameters, as their modules see them now: a rule may be another one."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if self._owners is None:
+            self._owners = owners_of(parameters)
+        return weights_of(parameters, self._owners)
 
     def _to_take(self, weight: UnitaryWeight, gradient: GradientOperator | LowRank, group: dict[str, Any]) -> Step:
         """The step of a weight, and of what is kept here about it."""

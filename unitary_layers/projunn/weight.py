@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -230,14 +230,24 @@ def register_owner(module: UnitaryOwner) -> None:
         _owners[module] = None
 
 
-def weights_of(parameters: Iterable[Tensor]) -> dict[Tensor, UnitaryWeight]:
-    """Those of the parameters that are unitary weights of a living module, in order and numbered in it.
+def owners_of(parameters: Iterable[Tensor]) -> list[UnitaryOwner]:
+    """The living modules that have one of the parameters as a unitary weight, the first made first."""
+    wanted = set(map(id, parameters))
+    with _owners_lock:
+        owners = list(_owners)
+    return [owner for owner in owners if any(id(w.parameter) in wanted for w in owner.own_unitary_weights())]
+
+
+def weights_of(
+    parameters: Iterable[Tensor], owners: Sequence[UnitaryOwner] | None = None
+) -> dict[Tensor, UnitaryWeight]:
+    """Those of the parameters that are unitary weights of one of the owners, of any if None; in order and numbered.
 
     Without a module tree their names are those of the class and the parameter, as in ``UnitaryLinear.weight``. A tied
     weight is that of the module that was made first, as it is in a tree that lists that module first.
     """
-    with _owners_lock:
-        owners = list(_owners)
+    parameters = list(parameters)
+    owners = owners_of(parameters) if owners is None else owners
     known = {
         id(weight.parameter): weight.placed(f"{type(owner).__name__}.{weight.name}", weight.index)
         for owner in reversed(owners)
