@@ -286,3 +286,10 @@ def test_the_matrix_is_unitary_at_all_frequencies():
     assert_unitary(layer.matrix)
     assert torch.equal(layer.matrix[1, 1], layer.matrix[2, 3].conj())
     assert OrthogonalConv2d(3, 3, 3).matrix.shape == (1, 3, 3)
+
+
+@pytest.mark.parametrize("transform", ["basis", "fft"])
+def test_autocast_leaves_double_precision_alone(transform):
+    layer = OrthogonalConv2d(2, 2, input_size=(4, 5), transform=transform, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(torch.randn(1, 2, 4, 5, dtype=torch.float64)).dtype == torch.float64

@@ -212,3 +212,36 @@ def test_an_empty_batch_and_a_custom_nonlinearity():
     x = torch.randn(STEPS, BATCH, INPUT)
     assert_rounding(custom(x)[0], plain(x)[0], n=ROUNDING)  # the loop and the node
     assert len({id(m) for m in [own, *custom.activations.modules()]}) == 6  # a copy a layer, in its own Sequential
+
+
+def test_backward_under_autocast_of_a_forward_without():
+    rnn = UnitaryRNN(3, 4)
+    x = torch.randn(5, 2, 3)
+    rnn(x)[0].square().sum().backward()
+    expected = rnn.weight_hh_l0.grad.clone()
+    rnn.zero_grad()
+    loss = rnn(x)[0].square().sum()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss.backward()
+    torch.testing.assert_close(rnn.weight_hh_l0.grad, expected, rtol=0.02, atol=0.02)  # the input's product is rounded
+
+
+def test_hooks_of_a_nonlinearity_see_every_step():
+    rnn, seen = UnitaryRNN(3, 4), []
+    handle = rnn.activations[0].register_forward_hook(lambda *_: seen.append(1))
+    x = torch.randn(5, 2, 3)
+    hooked, _ = rnn(x)
+    assert len(seen) == 5
+    handle.remove()
+    torch.testing.assert_close(hooked, rnn(x)[0])
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", nn.ELU()], ids=["fused", "loop"])
+def test_a_state_that_is_overwritten_before_backward_is_noticed(nonlinearity):
+    rnn = UnitaryRNN(3, 4, nonlinearity=nonlinearity, gradient="factored")
+    h_0 = torch.ones(1, 2, 4)
+    output, h_n = rnn(torch.randn(5, 2, 3), h_0)
+    h_0.copy_(h_n.detach())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.square().sum().backward()

@@ -127,9 +127,13 @@ def test_double_backward_is_refused(nonlinearity):
     activation = make_activation(nonlinearity, torch.float64)
     leaves = make_leaves([2, 1], torch.float64, activation)
     output, _ = scan(leaves["projected"], [2, 1], leaves["h_0"], leaves["weight"], activation)
-    (first,) = torch.autograd.grad(output.square().sum(), leaves["weight"], create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        first.sum().backward()
+    for loss in (output.square().sum(), output.sum()):  # of the second, what arrives has no graph
+        (first,) = torch.autograd.grad(loss, leaves["weight"], create_graph=True)
+        with pytest.raises(RuntimeError, match="first derivatives alone"):
+            first.sum().backward(retain_graph=True)
+        for leaf in leaves.values():
+            with pytest.raises(RuntimeError, match="first derivatives alone"):
+                torch.autograd.grad(first.sum(), leaf, retain_graph=True, allow_unused=True)
 
 
 @pytest.mark.parametrize("frozen", ["projected", "h_0", "weight", "bias"])

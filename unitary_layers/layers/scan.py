@@ -1,58 +1,23 @@
 """One recurrent layer over time, for padded and packed sequences: by a plain loop, or as one node of the graph."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..linalg.transforms import is_transformed
 from ..projunn.collect import Parts, collect
+from ..projunn.once import once_differentiable
 from ..projunn.weight import UnitaryWeight
-from .activation import ModReLU
+from .fused import FUSED, is_fused
+from .inputs import without_autocast
 
 # Note [One node for a whole sequence]
 # Left to autograd, a recurrence of T steps is 3 T nodes, and the gradient of its matrix is T thin products, each
 # added to an n x n buffer. Where the derivative of the nonlinearity is a function of its output, the whole sequence
 # is one node: backward keeps the gradients of all pre-activations side by side, and the matrix gets one product over
 # all steps. It cannot be differentiated twice and says so.
-
-
-class Fused(NamedTuple):
-    """A nonlinearity f, with a bias or without, as the node needs it.
-
-    Attributes:
-        activate_: ``(y, bias)``: f in place.
-        derivative: ``(g, y, d)``: writes to d the derivative of f, at the input whose output is y, times a gradient g.
-    """
-
-    activate_: Callable[[Tensor, Tensor | None], object]
-    derivative: Callable[[Tensor, Tensor, Tensor], object]
-
-
-def _mod_relu_(y: Tensor, bias: Tensor | None) -> None:
-    """Real modReLU in place: ``y + bias sgn(y)``, and zero where that has not the sign of y."""
-    sign = torch.sgn(y)
-    y.addcmul_(sign, bias)  # type: ignore[arg-type]  # every ModReLU has one
-    y.mul_(sign.mul_(y) > 0)
-
-
-_aten = torch.ops.aten
-# A plain dict: torch.compile breaks the graph at a MappingProxyType whose keys are classes.
-FUSED: dict[type[nn.Module], Fused] = {
-    nn.ReLU: Fused(
-        lambda y, bias: torch.relu_(y), lambda g, y, d: _aten.threshold_backward.grad_input(g, y, 0, grad_input=d)
-    ),
-    nn.Tanh: Fused(lambda y, bias: torch.tanh_(y), lambda g, y, d: _aten.tanh_backward.grad_input(g, y, grad_input=d)),
-    nn.Identity: Fused(lambda y, bias: y, lambda g, y, d: d.copy_(g)),
-    ModReLU: Fused(_mod_relu_, lambda g, y, d: torch.mul(g, y != 0, out=d)),
-}
-
-
-def is_fused(activation: nn.Module, weight: Tensor) -> bool:
-    """Whether :func:`scan` runs as one node: the derivative of complex modReLU is no function of its output alone."""
-    return type(activation) in FUSED and not (isinstance(activation, ModReLU) and weight.is_complex())
 
 
 def scan(
@@ -104,11 +69,13 @@ def _collected_scan(
     kept: list[Tensor] = []
 
     def inputs() -> Parts:
-        return _states_before(kept.pop(), h_0.detach(), batch_sizes, reverse)
+        output, first = kept
+        kept.clear()
+        return _states_before(output, first, batch_sizes, reverse)
 
     projected = collect(projected, factored, inputs)
     outputs = scan(projected, batch_sizes, _Once.apply(h_0), weight.detach(), activation, reverse=reverse)
-    return _Keep.apply(kept, *outputs)
+    return _Keep.apply(kept, h_0.detach(), *outputs)
 
 
 def loop(
@@ -145,16 +112,16 @@ def _alive(h: Tensor, alive: int, h_0: Tensor, ended: list[Tensor]) -> Tensor:
 
 
 class _Keep(torch.autograd.Function):
-    """The identity of a scan's outputs, which hands the states to the tap before it when backward comes by.
+    """The identity of a scan's outputs, which hands all states to the tap before it when backward comes by.
 
     A saved tensor is let go as soon as backward is done with it, and looked at whether it was modified; what the
     closure of the tap held would live as long as the loss.
     """
 
     @staticmethod
-    def forward(ctx: Any, kept: list[Tensor], output: Tensor, h_n: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, kept: list[Tensor], h_0: Tensor, output: Tensor, h_n: Tensor) -> tuple[Tensor, Tensor]:
         ctx.kept = kept
-        ctx.save_for_backward(output)
+        ctx.save_for_backward(output, h_0)
         ctx.set_materialize_grads(False)
         return output.view_as(output), h_n.view_as(h_n)  # views of a function's own, so not to be modified in place
 
@@ -162,7 +129,7 @@ class _Keep(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
         ctx.kept[:] = ctx.saved_tensors
-        return None, grad_output, grad_h_n
+        return None, None, grad_output, grad_h_n
 
 
 class _Once(torch.autograd.Function):
@@ -174,8 +141,8 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
+        return (grad,)
 
 
 class _FusedScan(torch.autograd.Function):
@@ -223,7 +190,10 @@ class _FusedScan(torch.autograd.Function):
             torch.mm(d, conjugate, out=alive)
             if grad_bias is not None:
                 grad_bias[: y.size(0)].addcmul_(d, torch.sgn(y))
-        grad_weight = _product_over_time(delta, output, h_0, sizes, ctx.reverse) if ctx.needs_input_grad[2] else None
+        grad_weight = None
+        if ctx.needs_input_grad[2]:
+            with without_autocast(delta.device.type):  # in which backward may run, though forward did not
+                grad_weight = _product_over_time(delta, output, h_0, sizes, ctx.reverse)
         grad_bias = None if grad_bias is None else grad_bias.sum(0)
         return delta, carried, grad_weight, grad_bias, None, None, None
 

@@ -5,7 +5,6 @@ Each tells which orthogonal matrices it is made of, applies them to a signal, an
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -32,16 +31,12 @@ from ..linalg.spectrum import (
 from ..linalg.transforms import is_transformed
 from ..projunn.collect import collect
 from ..projunn.weight import UnitaryWeight
+from .inputs import without_autocast
 
 Factored = tuple[UnitaryWeight | None, UnitaryWeight | None]  # those of a layer's weights that are collected
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # Up to this many points a product with the dense basis is the faster transform; on two cores they meet at 16 x 16.
 BASIS_POINTS = 256
-
-
-def without_autocast(device: str) -> AbstractContextManager[object]:
-    """Full precision on a type of device, also where there is no autocast, as on the meta device."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,7 @@ class FullSupport:
         indices = Bins(**{name.removeprefix("bins_"): value for name, value in constants.items()})
         device = x.device.type
         casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if casts else x.dtype
+        dtype = torch.get_autocast_dtype(device) if casts and x.dtype != torch.float64 else x.dtype
         with without_autocast(device):  # there is no FFT in bfloat16
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             there, back = FFT_PLAIN if is_transformed() else FFT_NODES

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..linalg import LowRank
 from ..linalg.lowrank import k_major
 from .distributed import check_alone
 from .gradient import DenseGradient, FactoredGradient, GradientOperator, SummedGradient
+from .once import once_differentiable
 from .sampling import recompressed
 from .weight import UnitaryWeight, as_matrix
 
