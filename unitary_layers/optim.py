@@ -12,10 +12,10 @@ from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from torch.optim.optimizer import ParamsT
 
 from .linalg import LowRank
-from .projunn.attach import without_parameters
 from .projunn.batch import Step
 from .projunn.gradient import DenseGradient, GradientOperator
 from .projunn.hook import step_from_gradients
+from .projunn.host import without_parameters
 from .projunn.moments import Moments
 from .projunn.rule import UpdateRule
 from .projunn.weight import UnitaryOwner, UnitaryWeight, as_matrix, clear_collected, owners_of, weights_of

@@ -1,0 +1,184 @@
+"""The unitary step beside another optimiser's: what that one sees of the weights, and when."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from timm.optim import Lookahead
+from torch import Tensor, nn
+
+from unitary_layers import UnitaryLinear, UpdateRule, attach
+from unitary_layers.testing import assert_unitary
+
+N = 6
+X = torch.randn(5, N, generator=torch.Generator().manual_seed(0))
+
+
+def layers(count: int = 1, **options: object) -> list[UnitaryLinear]:
+    return [UnitaryLinear(N, N, update=UpdateRule(lr=0.1), **options) for _ in range(count)]
+
+
+def loss_of(net: nn.Module) -> Tensor:
+    return (net(X) - 1).square().mean()
+
+
+def size_of(optimizer: torch.optim.Optimizer) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]
+
+
+def test_parts_of_a_model_may_be_attached_one_by_one():
+    whole = nn.Sequential(*layers(2))
+    for layer in whole:  # a sample of the whole gradient, whatever the place in a tree
+        layer.update = UpdateRule(lr=0.1, rank=N)
+    parts = copy.deepcopy(whole)
+    for net, attached in ((whole, [whole]), (parts, list(parts))):
+        optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.01), torch.amp.GradScaler("cpu")
+        handles = [attach(module, optimizer, scaler=scaler) for module in attached]
+        for _ in range(3):
+            scaler.scale(loss_of(net)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            assert size_of(optimizer) == [4]
+        for handle in handles:
+            handle.remove()
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    assert_unitary(parts)
+
+
+@pytest.mark.parametrize("gradient", ["dense", "factored"])
+def test_a_host_that_maximises_does_so_with_all_weights(gradient):
+    torch.manual_seed(0)
+    down = nn.Sequential(*layers(gradient=gradient))
+    up = copy.deepcopy(down)
+    for net, sign in ((down, 1), (up, -1)):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, maximize=sign < 0)
+        attach(net, optimizer)
+        for _ in range(5):
+            (sign * loss_of(net)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for p, q in zip(down.parameters(), up.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_a_closure_sees_the_unitary_weights():
+    net = nn.Sequential(*layers(), nn.Linear(N, N))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    attach(net, optimizer)
+    (1e3 * loss_of(net)).backward()  # which no step has followed
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(net)
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, 0.5)
+        norms = torch.stack([p.grad.norm() for p in parameters])
+        assert len(parameters) == 4
+        assert norms.norm() <= 0.5 * (1 + 1e-5)
+        return loss
+
+    for step in (lambda: optimizer.step(closure), lambda: optimizer.step(closure=closure)):
+        count = int(net[0].weight_count)
+        step()
+        assert int(net[0].weight_count) == count + 1
+        assert size_of(optimizer) == [4]
+
+
+def test_a_refused_gradient_stops_both_steps():
+    net = nn.Sequential(nn.Linear(N, N), *layers())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    attach(net, optimizer)
+    loss_of(net).backward()
+    net[1].weight.grad[0, 0] = float("nan")
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(RuntimeError, match=r"finite gradient of the unitary weight '1.weight'"):
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert size_of(optimizer) == [4]
+
+
+def test_a_state_saved_after_an_error_is_whole():
+    net = nn.Sequential(*layers())
+
+    class Broken(torch.optim.SGD):
+        def step(self, closure=None):
+            raise KeyError("the host")
+
+    optimizer = Broken(net.parameters(), lr=0.1)
+    attach(net, optimizer)
+    with pytest.raises(KeyError):
+        optimizer.step()
+    torch.optim.SGD(net.parameters(), lr=0.1).load_state_dict(optimizer.state_dict())
+    assert size_of(optimizer) == [2]
+
+
+def test_groups_that_come_later_are_scheduled_too():
+    net = nn.Sequential(*layers(2))
+    optimizer = torch.optim.SGD(net[0].parameters(), lr=0.1)
+    attach(net, optimizer)
+    optimizer.add_param_group({"params": net[1].parameters(), "lr": 0.5})
+    for factor in (1.0, 1e-3, 0.0):
+        for group, rate in zip(optimizer.param_groups, (0.1, 0.5), strict=True):
+            group["lr"] = rate * factor
+        before = [layer.weight.detach().clone() for layer in net]
+        loss_of(net).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for layer, weight in zip(net, before, strict=True):
+            assert (layer.weight - weight).norm() <= factor * 10 + N * torch.finfo(torch.float32).eps
+            assert factor < 1 or not torch.equal(layer.weight, weight)
+
+
+def test_a_rate_of_zero_matters_to_a_unitary_weight_alone():
+    net, head = layers()[0], nn.Linear(N, 1)
+    groups = [{"params": head.parameters(), "lr": 0.0}, {"params": net.parameters(), "lr": 0.1}]
+    attach(nn.Sequential(net, head), torch.optim.SGD(groups))
+    groups[1]["lr"] = 0.0
+    with pytest.raises(ValueError, match="base learning rate above 0 for the group of a unitary weight"):
+        attach(net, torch.optim.SGD(groups))
+
+
+def test_a_wrapper_of_optimisers_takes_the_first_step_too():
+    net = nn.Sequential(*layers())
+    optimizer = Lookahead(torch.optim.SGD(net.parameters(), lr=0.1), k=1)
+    attach(net, optimizer)
+    for count in (1, 2):
+        loss_of(net).backward()
+        optimizer.step()
+        assert int(net[0].weight_count) == count
+        assert_unitary(net)
+
+
+def test_a_removed_hook_lets_go_of_the_model():
+    net = nn.Sequential(*layers())
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    attach(net, optimizer).remove()
+    gone = weakref.ref(net)
+    del net
+    gc.collect()
+    assert gone() is None
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("how", ["unfrozen", "replaced", "assigned"])
+def test_backward_steps_weights_that_come_later(how):
+    net = nn.Sequential(*layers(), nn.Linear(N, N))
+    net[0].weight.requires_grad_(how != "unfrozen")
+    handle = attach(net)
+    if how == "unfrozen":
+        net[0].weight.requires_grad_(True)
+    elif how == "replaced":
+        net[0] = layers()[0]
+    else:
+        net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
+    for count in (1, 2):
+        loss_of(net).backward()
+        assert int(net[0].weight_count) == count
+    handle.remove()
+    loss_of(net).backward()
+    assert int(net[0].weight_count) == 2
