@@ -259,6 +259,28 @@ def test_a_unitary_weight_is_known_wherever_it_comes_from(how):
     assert int(net[2].weight_count) == 5
 
 
+def test_a_refused_group_is_not_added():
+    optimizer = ProjUNN(nn.Linear(2, 2).parameters())
+    with pytest.raises(ValueError, match="expected direction to be one of"):
+        optimizer.add_param_group({"params": nn.Linear(2, 2).parameters(), "direction": "bogus"})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": nn.Linear(2, 2).parameters(), "lr": 1})
+    assert isinstance(optimizer.param_groups[1]["lr"], float)
+
+
+def test_a_compiled_step_is_the_same():
+    nets = [model()]
+    nets.append(copy.deepcopy(nets[0]))
+    optimizers = [ProjUNN(net.parameters(), lr=0.1) for net in nets]
+    steps = [optimizers[0].step, torch.compile(lambda: optimizers[1].step(), backend="eager")]
+    for number in range(3):
+        for net, optimizer, step in zip(nets, optimizers, steps, strict=True):
+            loss_of(net, number).backward()
+            step()
+            optimizer.zero_grad()
+    assert equal(*nets)
+
+
 def test_what_becomes_of_a_layer_later_is_seen():
     net = model()
     optimizer = ProjUNN(net.parameters(), lr=0.1)  # along a direction of full rank

@@ -92,6 +92,8 @@ class ProjUNN(Optimizer):
         self._build_base()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if isinstance(param_group, dict):
+            _check(self.defaults | param_group)
         super().add_param_group(param_group)
         _check(self.param_groups[-1])
         self._owners = None
@@ -99,6 +101,7 @@ class ProjUNN(Optimizer):
             for key, value in self._base.defaults.items():
                 self.param_groups[-1].setdefault(key, value)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it looks at modules, counters and numbers
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # no overloads
         """Takes one step of all parameters that have a gradient; those of unitary weights are None afterwards.
@@ -206,7 +209,7 @@ def _check_factored(weight: UnitaryWeight, group: dict[str, Any]) -> None:
 
 
 def _check(group: dict[str, Any]) -> None:
-    """Refuses options out of range."""
+    """Refuses options out of range, and makes integers floats."""
     if group["direction"] not in DIRECTIONS:
         raise ValueError(f"expected direction to be one of {DIRECTIONS}, got {group['direction']!r}")
     for name in ("lr", "unitary_lr_scale", "eps", "weight_decay"):

@@ -378,3 +378,33 @@ def test_recompression_is_the_truncated_svd(dtype):
     assert recompressed(factors, 6) is factors
     zero = low_rank(torch.zeros(N, N, dtype=dtype), 3)
     assert recompressed(zero, 1).matrix().abs().max() == 0
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+def test_parts_that_overflow_leave_it_to_the_step(nonfinite):
+    layer = UnitaryLinear(N, N, gradient="factored", update=UpdateRule(nonfinite=nonfinite))
+    before = layer.weight.detach().clone()
+    for scale in (*[1.0] * 10, torch.inf, 1.0):
+        (scale * layer(torch.ones(ROWS, N))).sum().backward()
+    if nonfinite == "raise":
+        with pytest.raises(RuntimeError, match="expected a finite gradient of the unitary weight 'weight'"):
+            layer.projunn_step()
+    else:
+        layer.projunn_step()
+    assert torch.equal(layer.weight, before)
+
+
+def test_a_rule_that_changes_between_backward_and_step_mixes_no_moments():
+    net = nn.Sequential(*(UnitaryLinear(N, N, gradient="factored") for _ in range(2)))
+    net[0].update = UpdateRule(precondition=True)
+    net(torch.randn(ROWS, N)).square().sum().backward()
+    net[1].update = UpdateRule(precondition=True)
+    projunn_step(net)
+    assert net[0].weight_row_moments.min() > 0
+    assert net[1].weight_row_moments.abs().max() == 0
+
+
+def test_backward_on_the_meta_device():
+    layer = UnitaryLinear(3, N, gradient="factored", device="meta")
+    layer(torch.randn(ROWS, 3, device="meta")).sum().backward()
+    assert layer.bias.grad.is_meta

@@ -106,8 +106,7 @@ class Batch:
     @property
     def probes(self) -> Probes | None:
         """What backward has seen of factored gradients."""
-        collected = [step.weight.collected for step in self.steps if step.weight.collected is not None]
-        found = [part.probes for part in collected if part.probes is not None]
+        found = [probes for step in self.steps if (probes := _probes(step)) is not None]
         return Probes(*map(self.stack, zip(*found, strict=True))) if found else None
 
     def stack(self, tensors: Iterable[Tensor]) -> Tensor:
@@ -131,6 +130,10 @@ def batches(steps: Iterable[Step]) -> Iterator[Batch]:
             yield Batch(tuple(group[start : start + size]))
 
 
+def _probes(step: Step) -> Probes | None:
+    return None if step.weight.collected is None else step.weight.collected.probes
+
+
 def _kind(step: Step) -> tuple[object, ...] | None:
     """What steps of a batch have in common; None for one that goes alone."""
     parameter, direction = step.weight.parameter, step.direction
@@ -138,5 +141,5 @@ def _kind(step: Step) -> tuple[object, ...] | None:
     group = direction.group if type(direction) is ReducedGradient else None
     if parameter.numel() > LARGEST or type(direction) not in (DenseGradient, LowRank, ReducedGradient):
         return None
-    rank = direction.rank if type(direction) is LowRank else None
-    return step.rule, parameter.shape, parameter.dtype, parameter.device, step.weight.is_complex, rank, group
+    sampled = (direction.rank, _probes(step) is not None) if type(direction) is LowRank else None
+    return step.rule, parameter.shape, parameter.dtype, parameter.device, step.weight.is_complex, sampled, group

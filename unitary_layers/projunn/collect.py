@@ -93,6 +93,8 @@ class _Join(torch.autograd.Function):
 
 def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
     """Adds a gradient, sampled where it can be, to what is collected; see Note [Sampling inside backward]."""
+    if gradient.device.type == "meta":  # which has no numbers to sample
+        return
     check_alone(weight)
     assert weight.collected is not None  # as in every layer that samples in backward
     collected, rule = weight.collected, weight.rule

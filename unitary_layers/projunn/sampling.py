@@ -9,6 +9,7 @@ Comput. 36 (2006) (column sampling, theorem 2).
 Every sampler is scale-equivariant: c G gives c times the factors of G, for c from 1e-30 to 1e30 in float32.
 """
 
+import math
 from collections.abc import Callable
 from types import MappingProxyType
 
@@ -127,6 +128,8 @@ def recompressed(matrix: LowRank, rank: int) -> LowRank:
     scales = [factor.abs().amax(dim=-2, keepdim=True) for factor in matrix]
     core = (left_r * scales[0]) @ (right_r * scales[1]).mH
     largest = _at_least_tiny(core.abs().amax(dim=(-2, -1), keepdim=True))
+    if not torch.isfinite(largest).all():  # no decomposition; whoever uses it will see that it is not finite
+        return LowRank(*(factor[..., :rank] * math.nan for factor in matrix))
     u, s, vh = torch.linalg.svd(core / largest, full_matrices=False)
     kept = u[..., :rank] * (s[..., None, :rank] * largest)
     return LowRank(k_major(left @ kept), k_major(right @ vh[..., :rank, :].mH))
