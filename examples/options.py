@@ -16,6 +16,11 @@ def number(text: str) -> float:
     return float(Fraction(text))
 
 
+def number_or_none(text: str) -> float | None:
+    """A number, or none; inf, as a largest norm, is none as well."""
+    return None if text in ("none", "inf") else number(text)
+
+
 def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
     """Options common to all scripts; `defaults` are those of one script (width, init, steps, ...)."""
     options = argparse.ArgumentParser(
@@ -34,7 +39,7 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
     add("--lr", type=number, default=3e-3, help="learning rate of RMSprop")
     add("--unitary-lr-scale", type=number, default=1 / 32, help="learning rate of the unitary weights over lr")
     add("--schedule", choices=("constant", "cosine"), default="constant", help="learning rate over the run")
-    add("--clip", type=number, default=None, help="largest norm of the gradient")
+    add("--clip", type=number_or_none, default=None, help="largest norm of the gradient; none for any")
     add("--batch-size", type=int, default=128, help="sequences a step")
     add("--steps", type=int, default=5000, help="training steps")
     add("--seed", type=int, default=0, help="of the weights and the data")

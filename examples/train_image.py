@@ -20,7 +20,7 @@ import timm
 import torch
 from image_data import SETS
 from image_training import ImageRun, make_loaders
-from options import number
+from options import number, number_or_none
 from timm.utils import ParseKwargs
 
 import unitary_layers  # registers its models and its optimiser with timm
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, default=20)
     add("--warmup-epochs", type=int, default=0)
     add("--batch-size", type=int, default=128)
-    add("--clip", type=number, default=None, help="largest norm of the gradient")
+    add("--clip", type=number_or_none, default=None, help="largest norm of the gradient; none for any")
     add("--scale", type=number, default=1.0, help="smallest part of a training image that is cropped; 1 for all of it")
     add("--mixup", type=number, default=0.0, help="alpha of mixup; 0 for none")
     add("--smoothing", type=number, default=0.0, help="label smoothing")
