@@ -136,7 +136,8 @@ class ImageRun(ResumableRun):
             nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
         self.optimizer.step()
         self.step += 1
-        self.scheduler.step_update(self.step)
+        if self.scheduler:
+            self.scheduler.step_update(self.step)
         if self.average:
             self.average.update(self.model, self.step)
         return loss.item(), accuracy(outputs.detach(), labels)[0].item() / 100
@@ -193,6 +194,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--clip must be positive, got {args.clip}")
     if args.mixup and args.batch_size % 2:
         raise ValueError(f"--batch-size must be even with --mixup, got {args.batch_size}")
+    if args.sched == "plateau":
+        raise ValueError("--sched must be a schedule of the step alone, got plateau")
     if not 0 < args.scale <= 1:
         raise ValueError(f"--scale must be above 0 and at most 1, got {args.scale}")
 

@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--unitary-lr-scale", type=number, default=1 / 10, help="with projunn: rate of the unitary weights over lr")
     add("--weight-decay", type=number, default=0.0, help="of the weights that are not unitary")
     add("--momentum", type=number, default=0.0, help="of optimisers that have one")
-    add("--sched", default="cosine", help="name of a timm schedule")
+    add("--sched", default="cosine", help="name of a timm schedule but plateau; none for a constant rate")
     add("--epochs", type=int, default=20)
     add("--warmup-epochs", type=int, default=0)
     add("--batch-size", type=int, default=128)

@@ -8,6 +8,7 @@ import copying_memory
 import pytest
 import train_image
 from conftest import TINY
+from image_training import ImageRun
 from training import Trainer
 
 
@@ -30,3 +31,20 @@ def test_no_clipping_is_said_alike(script: ModuleType, text: str, tmp_path: Path
         assert script.setup([*images, "--clip", text]).args.clip is None
     else:
         assert script.setup([*TINY, "--gradient", "factored", "--clip", text])[0].clip is None
+
+
+IMAGES = ("--images", "digits", "--batch-size", "512", "--epochs", "1", "--device", "cpu", "--threads", "1")
+SMALL = ("--model-kwargs", "stem_width=4", "widths=(4,8)", "depths=(1,0)")
+
+
+def test_no_schedule_keeps_the_rate_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageRun, "draw", lambda run: None)
+    options = [*IMAGES, *SMALL, "--sched", "none", "--lr", "0.004", "--out", str(tmp_path / "run")]
+    assert train_image.setup(options).run()[-1]["learning_rate"] == 0.004
+    assert train_image.setup([*options, "--resume"]).epoch == 1
+
+
+def test_plateau_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--sched must be a schedule of the step alone, got plateau"):
+        train_image.setup([*IMAGES, "--sched", "plateau", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
