@@ -23,13 +23,13 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-import train_image
 from depth import he_conv
 from image_data import SETS
 from image_training import ImageRun, make_loaders
 from matplotlib.figure import Figure
 from options import number
 from torch import Tensor, nn
+from train_image import parse, training_parser
 
 RADII = (36 / 255, 72 / 255, 108 / 255)
 KINDS = ("certified", "unconstrained")
@@ -197,30 +197,27 @@ def draw(path: Path, title: str, rows: list[dict[str, Any]], radii: dict[str, Te
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options: those of train_image, the loss and the attack."""
-    options = train_image.parser()
-    options.description = "Certified accuracy of a 1-Lipschitz network beside an unconstrained one under attack."
+    """Options: those of training, the loss and the attack."""
+    options = training_parser("Certified accuracy of a 1-Lipschitz network beside an unconstrained one under attack.")
     add = options.add_argument
     add("--temperature", type=number, default=10.0, help="of the loss of the certified network, in 1 / distance")
     add("--conv-lr", type=number, default=1e-3, help="learning rate of the unconstrained network")
     add("--attacked", type=int, default=1000, help="test images that are attacked")
     add("--attack-steps", type=int, default=20, help="steps of the attack")
+    add("--out", type=Path, default=Path("runs/certified"), help="folder of the results")
     defaults = {"images": "fashion", "epochs": 5, "batch_size": 64, "lr": 1e-2, "unitary_lr_scale": 0.03}
-    options.set_defaults(**defaults, out=Path("runs/certified"))
+    options.set_defaults(**defaults)
     return options
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parser()
-    if options.parse_args(argv).quick:
-        options.set_defaults(**QUICK)
-    args = options.parse_args(argv)
+    args = parse(parser(), argv, QUICK)
     for name in ("attacked", "attack_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    for name in ("mixup", "model_kwargs"):
-        if getattr(args, name, None):
-            raise ValueError(f"--{name.replace('_', '-')} does not fit the certified network and its loss of margins")
+    for name in ("mixup", "smoothing"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} does not fit the certified network and its loss of margins")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     loaders = make_loaders(args, standardise=False)

@@ -6,6 +6,7 @@ GroupSort, starting at the identity, trained by projUNN), "conv" (`nn.Conv2d` as
 and, at the start of training, the norm of the gradient that arrives at each layer. The paper's figures on MNIST at
 depth 100: projUNN-T 94.6 %, unconstrained 23.5 % (Kiani, Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483).
 
+    python examples/depth.py --quick
     python examples/depth.py --images digits --epochs 10
     python examples/depth.py --images mnist --depths 100 --epochs 2
 """
@@ -21,16 +22,17 @@ from typing import Any
 
 import timm
 import torch
-import train_image
 from image_data import SETS
 from image_training import ImageRun, make_loaders
 from matplotlib.figure import Figure
 from options import number
 from torch import Tensor, nn
+from train_image import parse, training_parser
 
 from unitary_layers.models.blocks import ConvUnit
 
 KINDS = ("orthogonal", "conv", "conv_he")
+QUICK = {"images": "digits", "epochs": 1, "depths": [10, 30]}
 FIELDS = ("kind", "depth", "epochs", "test_accuracy", "test_loss", "unitarity_error", "seconds", "gradient_decay")
 
 
@@ -121,19 +123,19 @@ def draw(path: Path, title: str, rows: list[dict[str, Any]], norms: dict[tuple[s
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options: those of train_image, and which networks."""
-    options = train_image.parser()
-    options.description = "Compare plain networks of orthogonal and of ordinary convolutions at several depths."
+    """Options: those of training, and which networks."""
+    options = training_parser("Compare plain networks of orthogonal and of ordinary convolutions at several depths.")
     options.add_argument("--depths", type=int, nargs="+", default=[10, 30, 100, 300], help="numbers of convolutions")
     options.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     options.add_argument("--conv-lr", type=number, default=1e-3, help="learning rate of the ordinary networks")
+    options.add_argument("--out", type=Path, default=Path("runs/depth"), help="folder of the results")
     defaults = {"images": "digits", "epochs": 10, "batch_size": 64, "lr": 1e-2, "unitary_lr_scale": 0.03}
-    options.set_defaults(**defaults, out=Path("runs/depth"))
+    options.set_defaults(**defaults)
     return options
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_args(argv)
+    args = parse(parser(), argv, QUICK)
     for depth in args.depths:
         split(depth)
     loaders = make_loaders(args)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -28,18 +29,13 @@ import unitary_layers  # registers its models and its optimiser with timm
 QUICK = {"images": "digits", "epochs": 20, "batch_size": 64}
 
 
-def parser() -> argparse.ArgumentParser:
-    """Options of one run."""
-    description = f"Train an image classifier (unitary_layers {unitary_layers.__version__})."
+def training_parser(description: str) -> argparse.ArgumentParser:
+    """Options of training, common to all scripts that train on images."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = options.add_argument
-    add("--quick", action="store_true", help="digits, 20 epochs: about two minutes on two cores")
-    add("--model", default="orthoresnet_projunn", help="name of a timm model")
     add("--images", choices=tuple(SETS), default="cifar10")
     add("--root", type=Path, default=Path("data"), help="where the images are, or are downloaded to")
-    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="more of the model")
     add("--img-size", type=int, default=None, help="side of the images; that of the set if not given")
-    add("--update", default=None, help="variant of the unitary step, D or T; the model's own if not given")
     add("--opt", default="projunn", help="name of a timm optimiser")
     add("--lr", type=number, default=1e-3, help="base learning rate")
     add("--unitary-lr-scale", type=number, default=1 / 10, help="with projunn: rate of the unitary weights over lr")
@@ -58,18 +54,33 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=None, help="CPU threads; torch's own choice if not given")
     add("--workers", type=int, default=0, help="processes that load images")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")
-    add("--out", type=Path, default=None, help="folder of the run; runs/train_image/IMAGES_MODEL if not given")
     add("--resume", action="store_true", help="continue the run in --out, or start it if there is none")
     add("--overwrite", action="store_true", help="replace the run in --out")
     return options
 
 
+def parse(options: argparse.ArgumentParser, argv: list[str] | None, quick: dict[str, Any]) -> argparse.Namespace:
+    """What the options say, with other defaults where they say `--quick`."""
+    options.add_argument("--quick", action="store_true", help=f"defaults for a short run: {quick}")
+    if options.parse_args(argv).quick:
+        options.set_defaults(**quick)
+    return options.parse_args(argv)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of one run."""
+    options = training_parser(f"Train an image classifier (unitary_layers {unitary_layers.__version__}).")
+    add = options.add_argument
+    add("--model", default="orthoresnet_projunn", help="name of a timm model")
+    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="more of the model")
+    add("--update", default=None, help="variant of the unitary step, D or T; the model's own if not given")
+    add("--out", type=Path, default=None, help="folder of the run; runs/train_image/IMAGES_MODEL if not given")
+    return options
+
+
 def setup(argv: list[str] | None = None) -> ImageRun:
     """The run that the options describe."""
-    options = parser()
-    if options.parse_args(argv).quick:
-        options.set_defaults(**QUICK)
-    args = options.parse_args(argv)
+    args = parse(parser(), argv, QUICK)
     if args.out is None:
         args.out = Path("runs") / "train_image" / f"{args.images}_{args.model}"
     train, test, classes = make_loaders(args)

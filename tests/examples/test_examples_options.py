@@ -1,10 +1,13 @@
 """Options mean something, in every script that takes them, or are refused before anything runs."""
 
+import argparse
 from pathlib import Path
 from types import ModuleType
 
 import adding_problem
+import certified
 import copying_memory
+import depth
 import pytest
 import train_image
 from conftest import TINY
@@ -48,3 +51,33 @@ def test_plateau_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--sched must be a schedule of the step alone, got plateau"):
         train_image.setup([*IMAGES, "--sched", "plateau", "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["--model bogus", "--model-kwargs a=1", "--update X"])
+@pytest.mark.parametrize("script", [depth, certified], ids=lambda script: script.__name__)
+def test_options_of_one_model_are_not_those_of_a_comparison(
+    script: ModuleType, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        script.main([*IMAGES, "--out", str(tmp_path / "run"), *option.split()])
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_of_margins_is_not_smoothed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--smoothing does not fit"):
+        certified.main([*IMAGES, "--smoothing", "0.1", "--out", str(tmp_path / "run")])
+
+
+def test_quick_is_quick_at_every_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def run_one(args: argparse.Namespace, kind: str, count: int, loaders: tuple) -> None:
+        seen.append((args.epochs, args.depths, kind))
+        raise InterruptedError
+
+    monkeypatch.setattr(depth, "run_one", run_one)
+    for options in ([], ["--depths", "3"]):
+        with pytest.raises(InterruptedError):
+            depth.main(["--quick", *options, "--threads", "1", "--out", str(tmp_path)])
+    assert seen == [(1, [10, 30], "orthogonal"), (1, [3], "orthogonal")]
