@@ -127,6 +127,7 @@ def train(args: argparse.Namespace, kind: str, loaders: tuple) -> nn.Module:
     train_loader, test_loader, classes = loaders
     args = copy.copy(args)
     args.model, args.out = kind, args.out / kind
+    del args.attacked, args.attack_steps  # of the evaluation, which a resumed run may change
     if kind == "unconstrained":
         args.opt, args.lr = "rmsprop", args.conv_lr
     torch.manual_seed(args.seed)

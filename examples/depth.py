@@ -92,6 +92,7 @@ def run_one(args: argparse.Namespace, kind: str, depth: int, loaders: tuple) -> 
     train, test, classes = loaders
     args = copy.copy(args)
     args.model, args.out = f"{kind}_{depth}", args.out / f"{kind}_{depth}"
+    del args.depths, args.kinds  # of the comparison, which may grow when it is resumed
     if kind != "orthogonal":
         args.opt, args.lr = "rmsprop", args.conv_lr
     torch.manual_seed(args.seed)

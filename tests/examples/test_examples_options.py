@@ -81,3 +81,14 @@ def test_quick_is_quick_at_every_depth(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(InterruptedError):
             depth.main(["--quick", *options, "--threads", "1", "--out", str(tmp_path)])
     assert seen == [(1, [10, 30], "orthogonal"), (1, [3], "orthogonal")]
+
+
+def test_resuming_takes_another_attack_and_more_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageRun, "draw", lambda run: None)
+    for attack in (["--attacked", "8", "--attack-steps", "1"], ["--attacked", "9", "--attack-steps", "2"]):
+        certified.main([*IMAGES, *attack, "--resume", "--out", str(tmp_path / "certified")])
+    for networks in (["--depths", "3", "--kinds", "conv"], ["--depths", "3", "4", "--kinds", "conv", "conv_he"]):
+        depth.main([*IMAGES, *networks, "--resume", "--out", str(tmp_path / "depth")])
+    assert len((tmp_path / "depth" / "depth.csv").read_text().splitlines()) == 1 + 4
+    with pytest.raises(RuntimeError, match=r"temperature: expected 10.0, got 5.0"):
+        certified.main([*IMAGES, "--temperature", "5", "--resume", "--out", str(tmp_path / "certified")])
