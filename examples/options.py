@@ -13,7 +13,10 @@ from models import DEFAULT_NONLINEARITY, KINDS
 
 def number(text: str) -> float:
     """A number, also as a fraction: 1/32."""
-    return float(Fraction(text))
+    try:
+        return float(Fraction(text))
+    except ArithmeticError as error:  # argparse takes a ValueError alone for an error of the user
+        raise ValueError(f"expected a finite number, got {text!r}") from error
 
 
 def number_or_none(text: str) -> float | None:

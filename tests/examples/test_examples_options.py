@@ -92,3 +92,11 @@ def test_resuming_takes_another_attack_and_more_networks(tmp_path: Path, monkeyp
     assert len((tmp_path / "depth" / "depth.csv").read_text().splitlines()) == 1 + 4
     with pytest.raises(RuntimeError, match=r"temperature: expected 10.0, got 5.0"):
         certified.main([*IMAGES, "--temperature", "5", "--resume", "--out", str(tmp_path / "certified")])
+
+
+@pytest.mark.parametrize("text", ["1/0", "1e400", "much"])
+def test_what_is_no_number_is_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, kind in (("--lr", "number"), ("--clip", "number_or_none")):
+        with pytest.raises(SystemExit):
+            copying_memory.setup([option, text])
+        assert f"argument {option}: invalid {kind} value: '{text}'" in capsys.readouterr().err
