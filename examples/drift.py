@@ -174,6 +174,7 @@ class Run:
 
     def __init__(self, name: str, steps: int, out: Path) -> None:
         torch.manual_seed(0)
+        out.mkdir(parents=True, exist_ok=True)
         self.name, self.path, self.walk = name, out / f"{name}.csv", CASES[name]()
         self.steps, self.done = steps if name in LONG else -(-steps // 10), 0
         self.looks = looks(self.steps)
@@ -206,6 +207,8 @@ def write(path: Path, rows: Sequence[dict], mode: str = "w") -> None:
 def draw(out: Path) -> None:
     """drift.csv and drift.png of all cases in a folder."""
     rows = [row for name in CASES if (out / f"{name}.csv").exists() for row in read(out / f"{name}.csv")]
+    if not rows:
+        raise ValueError(f"{out}: expected the rows of a case or more, got none")
     write(out / "drift.csv", rows)
     figure = Figure(figsize=(15, 5), layout="constrained")
     axes = figure.subplots(1, len(DIRECTIONS), sharey=True)
@@ -263,7 +266,6 @@ def main(argv: list[str] | None = None) -> None:
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
     torch.set_num_threads(1)  # matrices this small gain nothing from a second
-    args.out.mkdir(parents=True, exist_ok=True)
     runs = [Run(name, steps, args.out) for name in args.cases]
     with tqdm(total=sum(run.steps for run in runs), unit="step", disable=not sys.stderr.isatty()) as bar:
         while moved := [run.advance() for run in runs]:

@@ -8,6 +8,7 @@ import adding_problem
 import certified
 import copying_memory
 import depth
+import drift
 import pytest
 import train_image
 from conftest import TINY
@@ -100,3 +101,10 @@ def test_what_is_no_number_is_named(text: str, capsys: pytest.CaptureFixture[str
         with pytest.raises(SystemExit):
             copying_memory.setup([option, text])
         assert f"argument {option}: invalid {kind} value: '{text}'" in capsys.readouterr().err
+
+
+def test_a_folder_without_cases_is_not_drawn(tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    with pytest.raises(ValueError, match="new: expected the rows of a case or more, got none"):
+        drift.main(["--cases", "--out", str(out)])
+    assert not out.exists()
