@@ -63,7 +63,10 @@ def curves(name: str, seed: int, extra: list[str], until_target: bool = False) -
         trainers = {}
         for gradient in GRADIENTS:
             line = [*recipe.options.split(), *extra, "--seed", str(seed), "--gradient", gradient]
-            trainers[gradient] = Trainer(*recipe.script.setup([*line, "--out", f"{folder}/{gradient}"]))
+            args, task = recipe.script.setup([*line, "--out", f"{folder}/{gradient}"])
+            if args.model != "unitary":
+                raise ValueError(f"expected --model unitary, whose gradient can be factored, got {args.model!r}")
+            trainers[gradient] = Trainer(args, task)
         losses: dict[str, list[float]] = {gradient: [] for gradient in GRADIENTS}
         steps = trainers["dense"].args.steps
         with tqdm(total=steps, desc=f"{name}, seed {seed}") as bar:

@@ -8,6 +8,7 @@ import adding_problem
 import certified
 import copying_memory
 import depth
+import directions
 import drift
 import pytest
 import train_image
@@ -108,3 +109,11 @@ def test_a_folder_without_cases_is_not_drawn(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="new: expected the rows of a case or more, got none"):
         drift.main(["--cases", "--out", str(out)])
     assert not out.exists()
+
+
+def test_directions_are_those_of_a_unitary_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "train_step", lambda trainer: pytest.fail("a step before the refusal"))
+    for kind in ("rnn", "lstm"):
+        with pytest.raises(ValueError, match=f"expected --model unitary, .* got '{kind}'"):
+            directions.main(["--tasks", "digits", "--model", kind, "--threads", "1", "--out", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
