@@ -11,7 +11,7 @@ ROOT = Path(unitary_layers.__file__).parent
 # From the ground up; a module imports only from lower lines. Within a line, only in the order given.
 LEVELS = (
     ("_version",),
-    ("linalg.check", "linalg.transforms", "linalg.unitary", "linalg.lowrank", "linalg.thin"),
+    ("linalg.check", "linalg.transforms", "linalg.polar", "linalg.unitary", "linalg.lowrank", "linalg.thin"),
     ("linalg.grid", "linalg.spectrum", "linalg.kernel", "linalg"),
     ("init",),
     ("projunn.gradient", "projunn.noise", "projunn.moments", "projunn.sampling", "projunn.rotation", "projunn.rule"),

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from strategies import DTYPES, batches, dtypes, eps, seeds, sizes, wide
-from torch.func import vmap
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from unitary_layers.linalg import haar_unitary, nearest_unitary, unitarity_error
@@ -101,6 +102,71 @@ def test_nearest_unitary_under_transforms(dtype, noise):
     w = haar_unitary(4, batch=(3,), dtype=dtype) + noise * torch.randn(3, 4, 4, dtype=dtype)
     torch.testing.assert_close(vmap(nearest_unitary)(w), nearest_unitary(w), rtol=0, atol=64 * eps(dtype))
     assert torch.autograd.gradcheck(nearest_unitary, (w[0].requires_grad_(),))
+
+
+forward_mode = pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")  # torch's own use of it
+
+
+def places(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Matrices at which the polar factor has a derivative, by where they lie."""
+    haar = haar_unitary(4, dtype=dtype)
+    return {
+        "identity": torch.eye(2, dtype=dtype),
+        "on the manifold": haar,
+        "near the manifold": haar + 1e-3 * torch.randn_like(haar),
+        "equal singular values": 2 * haar,
+        "far": torch.randn_like(haar) + 2 * haar,
+        "orthonormal columns": haar[:, :2].clone(),
+        "tall": torch.randn(5, 2, dtype=dtype),
+        "wide": torch.randn(2, 5, dtype=dtype),
+        "batch": torch.stack([haar, 2 * haar]),
+    }
+
+
+def loss(w: torch.Tensor) -> torch.Tensor:
+    """A function of the nearest unitary matrix whose second derivatives are not zero."""
+    nearest = nearest_unitary(w)
+    weights = torch.linspace(1, 2, nearest.numel(), dtype=torch.float64).reshape(nearest.shape)
+    real = torch.view_as_real(nearest).sum(-1) if nearest.is_complex() else nearest
+    return (weights * (real + 1).pow(2)).sum()
+
+
+@forward_mode
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("place", list(places(torch.float64)))
+def test_derivatives_are_those_of_the_polar_factor_everywhere(place, dtype):
+    w = places(dtype)[place].requires_grad_()
+    assert gradcheck(nearest_unitary, (w,), check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(nearest_unitary, (w,), check_fwd_over_rev=True, check_batched_grad=True)
+
+
+@forward_mode
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("place", list(places(torch.float64)))
+def test_torch_func_finds_the_same_derivatives(place, dtype):
+    w = places(dtype)[place]
+    (expected,) = torch.autograd.grad(loss(w.requires_grad_()), w)
+    allowed = {"rtol": 0, "atol": 1e3 * eps(dtype) * float(expected.abs().amax())}
+    w = w.detach()
+    torch.testing.assert_close(grad(loss)(w), expected, **allowed)
+    torch.testing.assert_close(vmap(grad(loss))(torch.stack([w, -w]))[0], expected, **allowed)
+    if not dtype.is_complex:  # those of complex numbers torch.func leaves to us
+        torch.testing.assert_close(jacfwd(loss)(w), expected, **allowed)
+        allowed["atol"] *= 10
+        torch.testing.assert_close(hessian(loss)(w), torch.autograd.functional.hessian(loss, w), **allowed)
+        torch.testing.assert_close(hessian(loss)(w), jacrev(jacfwd(loss))(w), **allowed)
+
+
+@forward_mode
+def test_a_derivative_that_torch_would_take_for_zero_is_refused():
+    with pytest.raises(RuntimeError, match="one forward derivative of nearest_unitary, got two"):
+        jacfwd(jacfwd(loss))(torch.eye(2, dtype=torch.float64))
+
+
+def test_what_is_unitary_already_is_copied():
+    w = torch.eye(3, dtype=torch.float64)
+    assert torch.equal(nearest_unitary(w), w)
+    assert nearest_unitary(w).data_ptr() != w.data_ptr()
 
 
 def test_nearest_unitary_of_a_singular_matrix_is_unitary():

@@ -1,14 +1,15 @@
 """Unitary matrices: draw one, find the nearest one, measure how far a matrix is from being one.
 
 Sources: F. Mezzadri, "How to generate random matrices from the classical compact groups", Notices of the AMS 54 (2007),
-arXiv math-ph/0609050; N. J. Higham, "Functions of Matrices" (2008), chapter 8 (polar decomposition).
+arXiv math-ph/0609050.
 """
 
 import torch
 from torch import Tensor
 
 from .check import check_dtype, check_matrix
-from .transforms import is_transformed
+from .polar import deviation_of, polar_factor
+from .polar import polar_by_svd as polar_by_svd
 
 # Note [Double precision off the hot path]
 # Drawing, repairing and measuring a unitary matrix happens rarely, so it is done in float64 (complex128) and rounded
@@ -75,14 +76,7 @@ def unitarity_error(w: Tensor) -> Tensor:
     """
     check_matrix("w", w)
     real = torch.promote_types(w.real.dtype if w.is_complex() else w.dtype, torch.float32)
-    return torch.linalg.matrix_norm(_deviation(double(w))).to(real)
-
-
-def _deviation(x: Tensor) -> Tensor:
-    """``X^H X - I`` of a tall or square ``x`` ``(..., m, n)``, ``X X^H - I`` of a wide one."""
-    gram = x.mH @ x if x.size(-2) >= x.size(-1) else x @ x.mH
-    gram.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return gram
+    return torch.linalg.matrix_norm(deviation_of(double(w))).to(real)
 
 
 def nearest_unitary(w: Tensor) -> Tensor:
@@ -90,7 +84,7 @@ def nearest_unitary(w: Tensor) -> Tensor:
 
     Near the manifold by Newton-Schulz iteration, elsewhere by a singular value decomposition. Where ``w`` is singular
     the nearest matrix is not unique and one of them is returned. A rectangular ``w`` gives orthonormal rows or columns.
-    Differentiable, but far from the manifold only where no two singular values are equal, as ``torch.linalg.svd``.
+    Differentiable where ``w`` has full rank: any number of times backward, and once forward, before, after or between.
 
     Args:
         w: ``(..., m, n)``, real or complex.
@@ -101,48 +95,7 @@ def nearest_unitary(w: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: for what is not a dense floating point matrix.
         ValueError: if ``w`` has a NaN or an infinity.
+        RuntimeError: for the forward derivative of a forward derivative, as of ``jacfwd(jacfwd(...))``.
     """
     check_matrix("w", w)
-    if is_transformed():
-        return polar_by_svd(double(w)).to(w.dtype).contiguous()
-    if not torch.isfinite(w).all():
-        raise ValueError(f"expected a finite matrix, got NaN or infinity in a tensor of shape {tuple(w.shape)}")
-    x = double(w)
-    deviation = _deviation(x)
-    error = max(torch.linalg.matrix_norm(deviation).flatten().tolist(), default=0.0)
-    if error < 0.5:
-        polar = _polar_by_newton_schulz(x, deviation, error, torch.finfo(w.dtype).eps / 100)
-    else:
-        polar = polar_by_svd(x)
-    return polar.to(w.dtype).contiguous()
-
-
-# Note [The cost of a retraction]
-# A round of Newton-Schulz makes of the error e = |X^H X - I| at most 3/4 e^2 + e^3/4: seven rounds take 0.5 to below
-# 1e-16, but one takes the 1e-5 of a drifted float32 weight to 1e-10, a thousandth of what storing it in float32 costs.
-# So as many rounds are made as the error asks for, and the matrix that measures it serves the first of them: a
-# retraction is two products of n x n matrices, 4 n^3 operations.
-
-
-def _polar_by_newton_schulz(x: Tensor, deviation: Tensor, error: float, tolerance: float) -> Tensor:
-    """Polar factor of ``x`` ``(..., m, n)`` in double precision (Higham, eq. 8.20).
-
-    Args:
-        x: to be moved.
-        deviation: ``X^H X - I`` (of a wide one ``X X^H - I``).
-        error: its largest norm, less than 1.
-        tolerance: what is to be left of it; see Note [The cost of a retraction].
-    """
-    tall = x.size(-2) >= x.size(-1)
-    while error > tolerance:
-        x = x - (x @ deviation if tall else deviation @ x) * 0.5
-        error = 0.75 * error**2 + 0.25 * error**3
-        if error > tolerance:
-            deviation = _deviation(x)
-    return x
-
-
-def polar_by_svd(x: Tensor) -> Tensor:
-    """Polar factor of any ``x`` ``(..., m, n)`` in double precision."""
-    u, _, vh = torch.linalg.svd(x, full_matrices=False)
-    return u @ vh
+    return polar_factor(double(w), torch.finfo(w.dtype).eps / 100).to(w.dtype).contiguous()
