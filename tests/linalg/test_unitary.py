@@ -88,6 +88,15 @@ def test_nearest_unitary_does_not_depend_on_scale(factor):
     torch.testing.assert_close(nearest_unitary(x * factor), nearest_unitary(x), rtol=0, atol=5 * 5 * eps(x.dtype) * 10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("largest", [1e200, torch.finfo(torch.float64).max])
+def test_what_overflows_next_to_what_is_unitary_becomes_unitary_too(largest, dtype):
+    hadamard = torch.tensor([[1, 1], [1, -1]], dtype=dtype)
+    nearest = nearest_unitary(torch.stack([torch.eye(2, dtype=dtype), largest * hadamard]))
+    torch.testing.assert_close(nearest[1], hadamard / math.sqrt(2), rtol=0, atol=10 * eps(dtype))
+    assert_unitary(nearest)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_nearest_unitary_refuses_what_is_not_finite(value):
     x = torch.eye(3)

@@ -42,7 +42,8 @@ def _value(x: Tensor, tolerance: float) -> Tensor:
     if not torch.isfinite(x).all():
         raise ValueError(f"expected a finite matrix, got NaN or infinity in a tensor of shape {tuple(x.shape)}")
     deviation = deviation_of(x)
-    error = max(torch.linalg.matrix_norm(deviation).flatten().tolist(), default=0.0)
+    errors = torch.linalg.matrix_norm(deviation)
+    error = float(errors.amax()) if errors.numel() else 0.0  # NaN, as of what overflows, is not less than 0.5
     if not error < 0.5:
         return polar_by_svd(x)
     return _by_newton_schulz(x, deviation, error, tolerance) if error > tolerance else x.clone()
