@@ -1,6 +1,7 @@
 """What every layer promises under torch.func and torch.jit.trace: to be the formula of its docstring, no more."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -15,12 +16,14 @@ from entries import (
     matrices,
     output_of,
     same_tensors,
+    snapshot,
     unchanged,
 )
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
-from unitary_layers import UnitaryModule, projunn_step
+from unitary_layers import UnitaryLinear, UnitaryModule, projunn_step
+from unitary_layers.layers.forward import own_parameter
 from unitary_layers.projunn import unitary_weights
 from unitary_layers.testing import assert_unitary
 
@@ -57,10 +60,18 @@ def assert_nothing_was_noted(module: nn.Module) -> None:
     assert all(gradient_of(weight) is None and weight.count == 0 for weight in unitary_weights(module))
 
 
+SUBSTITUTES = {
+    "tensors": lambda p: p.detach().clone().requires_grad_(),
+    "parameters": lambda p: nn.Parameter(p.clone()),
+}
+every_substitute = pytest.mark.parametrize("substitute", SUBSTITUTES.values(), ids=SUBSTITUTES)
+
+
 @every_entry
-def test_functional_call_uses_the_tensors_that_it_is_given(entry):
+@every_substitute
+def test_functional_call_uses_the_tensors_that_it_is_given(entry, substitute):
     module, other, x = entry.make(), entry.make(), entry.input()
-    state = {k: p.detach().clone().requires_grad_() for k, p in other.named_parameters()}
+    state = {k: substitute(p) for k, p in other.named_parameters()}
     with unchanged(module):
         assert torch.equal(called(module, state, x), output_of(other, x))
         loss_by(module, state, x).backward()
@@ -71,14 +82,58 @@ def test_functional_call_uses_the_tensors_that_it_is_given(entry):
 
 
 @every_entry
-def test_tensors_that_are_not_unitary_are_no_business_of_the_layer(entry):
+@every_substitute
+def test_tensors_that_are_not_unitary_are_no_business_of_the_layer(entry, substitute):
     module, x = entry.make(), entry.input()
-    doubled = {k: 2 * p.detach() for k, p in module.named_parameters()}
+    doubled = {k: substitute(2 * p.detach()) for k, p in module.named_parameters()}
+    before = {k: p.detach().clone() for k, p in doubled.items()}
     with warnings.catch_warnings(), unchanged(module):
         warnings.simplefilter("error")
         called(module, doubled, x)
         grad(lambda state: loss_by(module, state, x))(doubled)
+    assert same_tensors(doubled, before)
     assert_nothing_was_noted(module)
+
+
+REPLACED = {
+    "as it is": lambda module: module,
+    "cast": lambda module: module.double().float(),
+    "copied": copy.deepcopy,
+    "pickled": lambda module: pickle.loads(pickle.dumps(module)),
+    "assigned": lambda module: module.load_state_dict(snapshot(module), assign=True) and module,
+    "materialised": lambda module: module.to("meta").to_empty(device="cpu"),
+}
+
+
+@pytest.mark.parametrize("replace", REPLACED.values(), ids=REPLACED)
+def test_a_layer_knows_its_own_parameters_whatever_replaced_them(replace):
+    module = replace(UnitaryLinear(N, N, gradient="factored"))
+    assert own_parameter(module, "weight") is module.weight
+    module.reset_parameters()
+    functional_call(module, {"weight": nn.Parameter(module.weight.clone())}, (torch.randn(2, N),))
+    module(torch.randn(2, N)).square().sum().backward()
+    assert module.weight.grad is None
+    assert all(gradient_of(weight) is not None for weight in unitary_weights(module))
+
+
+@pytest.mark.parametrize("gradient", ["dense", "factored"])
+def test_a_parametrised_weight_has_a_dense_gradient(gradient):
+    module = UnitaryLinear(N, N, gradient=gradient)
+    torch.nn.utils.parametrize.register_parametrization(module, "weight", nn.Identity())
+    module(torch.randn(2, N)).square().sum().backward()
+    assert module.parametrizations.weight.original.grad is not None
+
+
+@pytest.mark.parametrize("gradient", ["dense", "factored"])
+def test_a_replica_of_data_parallel_runs(gradient):
+    module, x = UnitaryLinear(N, N, gradient=gradient), torch.randn(2, N)
+    replica = module._replicate_for_data_parallel()
+    for name, parameter in module.named_parameters():
+        setattr(replica, name, parameter.clone())  # as torch.nn.parallel.replicate does
+    expected = module(x).detach()
+    replica(x).square().sum().backward()
+    assert torch.equal(replica(x), expected)
+    assert module.weight.grad is not None
 
 
 @every_entry

@@ -63,6 +63,7 @@ class UnitaryModule(UnitaryMethods):
         gradient: str = "dense",
     ) -> None:
         super().__init__()
+        self._registered: dict[str, int] = {}  # name: the id of its parameter; see layers/forward.py
         dtype = as_dtype(dtype)
         if not isinstance(update, UpdateRule):
             raise ValueError(f"expected update to be an UpdateRule, got {update!r}")
@@ -95,6 +96,11 @@ class UnitaryModule(UnitaryMethods):
         self._update = rule
         for name in self._unitary:
             self._register_state(name, self._unitary[name])
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Registers a parameter as any module does, and remembers which one it is."""
+        super().register_parameter(name, param)
+        self._registered[name] = id(param)
 
     def new_parameter(self, shape: Sequence[int], device: Any, dtype: torch.dtype | None) -> nn.Parameter:
         """An unfilled ordinary parameter of the layer's dtype; complex ones are stored as pairs ``(*shape, 2)``."""
@@ -215,6 +221,7 @@ class UnitaryModule(UnitaryMethods):
                 weight.collected.apply_(in_its_precision)
         known = [weight.name for weight in weights if weight.seen.is_of(weight.parameter)]
         super()._apply(on_stored, recurse)  # type: ignore[no-untyped-call]  # torch's has no annotations
+        self._note_registered()
         for name in known:  # in another place or precision it is as unitary as it was
             self.unitary_weight(name).seen.note(getattr(self, name))
         return self
@@ -224,7 +231,12 @@ class UnitaryModule(UnitaryMethods):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's has no annotations
+        self._note_registered()
         register_owner(self)
+
+    def _note_registered(self) -> None:
+        """For what has replaced parameters without :meth:`register_parameter`."""
+        self._registered = {name: id(parameter) for name, parameter in self._parameters.items()}
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *reports: list[str]

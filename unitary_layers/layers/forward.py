@@ -9,6 +9,16 @@ from ..projunn.weight import UnitaryWeight, record_of
 from .base import UnitaryModule
 
 
+def own_parameter(module: UnitaryModule, name: str) -> nn.Parameter | None:
+    """The parameter that a layer has registered by a name; None where another tensor stands for it.
+
+    That is so under functional_call, in a replica of DataParallel, under FSDP, and for what torch parametrises.
+    """
+    parameter = module._parameters.get(name)
+    own = type(parameter) is nn.Parameter and module._registered.get(name) == id(parameter)
+    return parameter if own else None
+
+
 def watch_own(module: nn.Module) -> None:
     """Notices, in training, what something else has done to a layer's weights; see Note [Off the manifold]."""
     if not isinstance(module, UnitaryModule) or not module.training:
@@ -16,9 +26,8 @@ def watch_own(module: nn.Module) -> None:
     if torch.compiler.is_compiling() or is_transformed():
         return
     for name in module._unitary:
-        parameter = module._parameters.get(name)
-        # Under functional_call, DataParallel or FSDP it is not the parameter that is used.
-        if type(parameter) is nn.Parameter and not record_of(parameter)[1].is_of(parameter):
+        parameter = own_parameter(module, name)
+        if parameter is not None and not record_of(parameter)[1].is_of(parameter):
             watch([module.unitary_weight(name)])
 
 
@@ -26,9 +35,9 @@ def factored_weight(module: nn.Module, name: str) -> UnitaryWeight | None:
     """The weight of a layer if a forward pass now is to collect its gradient and not to leave it to autograd."""
     if not isinstance(module, UnitaryModule) or module.gradient == "dense" or not torch.is_grad_enabled():
         return None  # a scripted layer is no UnitaryModule; its gradients are dense
-    parameter = module._parameters[name]
-    # Where another tensor stands for the parameter, its gradient is its owner's; see watch_own.
-    if type(parameter) is not nn.Parameter or not parameter.requires_grad or is_transformed():
+    parameter = own_parameter(module, name)
+    # Where another tensor stands for the parameter, its gradient is its owner's.
+    if parameter is None or not parameter.requires_grad or is_transformed():
         return None
     return _weight_of(module, name)
 
