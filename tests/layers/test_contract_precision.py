@@ -1,6 +1,7 @@
 """What every layer promises of its precision: casts, autocast, bfloat16 models, compilation."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from entries import (
 )
 from torch import nn
 
-from unitary_layers import projunn_step, retract_
+from unitary_layers import UnitaryLinear, projunn_step
 from unitary_layers.projunn import unitary_weights
 from unitary_layers.testing import assert_unitary
 
@@ -48,15 +49,41 @@ def test_double_precision_is_taken_on(entry, cast):
     assert cast(module) is module
     assert all_dtypes(module) == {torch.float64}
     for name, matrix in matrices(module).items():
-        assert torch.equal(matrix.to(before[name].dtype), before[name])  # real and imaginary parts, both of them
+        assert_rounding(matrix.to(before[name].dtype), before[name], n=N)  # real and imaginary parts, both of them
+    assert_unitary(module)  # to its new precision
     projunn_step(module)  # from a gradient that was cast too
     x = entry.input(torch.float64)
     for _ in range(3):
         step(module, x)
     assert output_of(module, x).dtype == x.dtype
-    assert_unitary(module, tolerance=10 * N * torch.finfo(torch.float32).eps)  # as exact as it was
-    retract_(module)
     assert_unitary(module)
+
+
+@every_entry
+@pytest.mark.parametrize("origin", ["made", "loaded"])
+def test_a_copy_of_what_was_cast_to_double_precision_has_nothing_to_report(entry, origin):
+    module = entry.make()
+    if origin == "loaded":
+        module.load_state_dict(entry.make().state_dict())
+    module.double()
+    twin = entry.make(torch.float64)
+    twin.load_state_dict(module.state_dict())
+    for other in (module, twin, copy.deepcopy(module)):
+        step(other, entry.input(torch.float64))  # a warning would be an error
+
+
+def test_a_cast_does_not_hide_what_something_else_has_written():
+    module = UnitaryLinear(N, N)
+    with torch.no_grad():
+        module.weight.mul_(2)
+    doubled = module.weight.detach().double()
+    module.double()
+    assert torch.equal(module.weight, doubled)
+    with pytest.warns(UserWarning, match="written by something else"):
+        module(torch.randn(2, N, dtype=torch.float64))
+    module = UnitaryLinear(N, N)
+    module.weight.data[0, 0] = math.nan  # unseen
+    assert module.double().weight.isnan().any()
 
 
 @every_entry

@@ -13,9 +13,10 @@ from ..init import INITS
 from ..projunn.moments import Moments
 from ..projunn.rule import UpdateRule
 from ..projunn.sampling import LINEAR_SAMPLERS
+from ..projunn.watch import rounding_tolerance
 from ..projunn.weight import UnitaryWeight, as_matrix, record_of, register_owner
 from .inputs import HALF, as_dtype
-from .loading import STATE, STATE_VERSION, is_too_new, prepare_state, state_names
+from .loading import STATE, STATE_VERSION, is_too_new, prepare_state, settle, state_names
 from .methods import UnitaryMethods
 
 GRADIENTS = ("dense", "factored")
@@ -219,11 +220,11 @@ class UnitaryModule(UnitaryMethods):
         for weight in weights:
             if weight.collected is not None:
                 weight.collected.apply_(in_its_precision)
-        known = [weight.name for weight in weights if weight.seen.is_of(weight.parameter)]
+        before = [(w.name, w.seen.is_of(w.parameter), rounding_tolerance(w)) for w in weights]
         super()._apply(on_stored, recurse)  # type: ignore[no-untyped-call]  # torch's has no annotations
         self._note_registered()
-        for name in known:  # in another place or precision it is as unitary as it was
-            self.unitary_weight(name).seen.note(getattr(self, name))
+        for name, known, tolerance in before:
+            settle(self.unitary_weight(name), known, tolerance)
         return self
 
     def __getstate__(self) -> dict[str, Any]:

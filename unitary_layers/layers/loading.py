@@ -1,5 +1,9 @@
-"""Loading a state dict into a module with unitary weights: one that is too new is refused, others are repaired."""
+"""Loading a state dict into a module with unitary weights: one that is too new is refused, others are repaired.
 
+And casting such a module to a higher precision, in which what was unitary is so no more.
+"""
+
+import math
 import warnings
 from collections.abc import Iterable
 from functools import lru_cache
@@ -79,6 +83,23 @@ def prepare_state(
             elif assign:  # a state in the precision of its weight, a count in integers
                 exact = present.dtype == torch.int64
                 state_dict[name] = value.to(torch.int64 if exact else getattr(state_dict.get(key), "dtype", None))
+
+
+def settle(weight: UnitaryWeight, known: bool, tolerance: float) -> None:
+    """Notes that a weight is as unitary as before it was moved or cast, and makes it so in a higher precision.
+
+    Args:
+        weight: as it is now.
+        known: whether it was known to be unitary.
+        tolerance: up to which error it counted as unitary.
+    """
+    if rounding_tolerance(weight) < tolerance and not weight.parameter.is_meta:
+        error = float(unitarity_error(weight.matrix).amax())
+        known = known or error <= tolerance  # one that is further off is left to be reported
+        if known and math.isfinite(error):
+            weight.matrix.copy_(nearest_unitary(weight.matrix))
+    if known:
+        weight.seen.note(weight.parameter)
 
 
 def _held(key: str, weight: UnitaryWeight) -> dict[str, Tensor]:
