@@ -72,6 +72,23 @@ def test_a_copy_of_what_was_cast_to_double_precision_has_nothing_to_report(entry
         step(other, entry.input(torch.float64))  # a warning would be an error
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+@every_entry
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_a_complex_dtype_is_the_precision_of_a_complex_layer(entry, dtype):
+    module, twin = entry.make(), entry.make()
+    twin.load_state_dict(module.state_dict())
+    before = {k: (id(t), t.dtype) for k, t in module.state_dict(keep_vars=True).items()}
+    if entry.is_complex:
+        assert same_tensors(module.to(dtype).state_dict(), twin.to(dtype.to_real()).state_dict())
+        step(module, entry.input(dtype.to_real()))
+        assert_unitary(module)
+    elif entry.name != "sequential":  # of which torch's own layer comes first
+        with pytest.raises(ValueError, match="expected a real dtype for a layer with real weights"):
+            module.to(dtype)
+        assert {k: (id(t), t.dtype) for k, t in module.state_dict(keep_vars=True).items()} == before
+
+
 def test_a_cast_does_not_hide_what_something_else_has_written():
     module = UnitaryLinear(N, N)
     with torch.no_grad():

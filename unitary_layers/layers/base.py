@@ -208,13 +208,21 @@ class UnitaryModule(UnitaryMethods):
         kept = [t for name in self._kept_names() if (t := getattr(self, name, None)) is not None]
         protected = {id(t) for t in kept} | {id(t.grad) for t in kept if t.grad is not None}
 
-        def in_its_precision(t: Tensor) -> Tensor:
+        def real(t: Tensor) -> Tensor:  # a complex dtype is the precision of the pairs
             moved = fn(t)
+            if not moved.is_complex() or t.is_complex():
+                return moved
+            if not self.is_complex:
+                raise ValueError(f"expected a real dtype for a layer with real weights, got {moved.dtype}")
+            return t.to(moved.device, moved.dtype.to_real())
+
+        def in_its_precision(t: Tensor) -> Tensor:
+            moved = real(t)
             least = torch.promote_types(moved.dtype, torch.float32) if t.is_floating_point() else t.dtype
             return moved if moved.dtype == least else t.to(device=moved.device, dtype=least)
 
         def on_stored(t: Tensor) -> Tensor:  # type(torch.float16) would cast counters, channels_last permute weights
-            return in_its_precision(t).contiguous() if id(t) in protected or not t.is_floating_point() else fn(t)
+            return in_its_precision(t).contiguous() if id(t) in protected or not t.is_floating_point() else real(t)
 
         weights = list(self.own_unitary_weights())
         for weight in weights:
