@@ -8,7 +8,7 @@ import torch
 from entries import POWER, N, assert_trains, every_entry, matrices, same_tensors, snapshot, step, trained
 from torch import Tensor, nn
 
-from unitary_layers import UnitaryLinear, UnitaryRNN, UnitaryRNNCell, nearest_unitary
+from unitary_layers import OrthogonalConv2d, UnitaryLinear, UnitaryRNN, UnitaryRNNCell, haar_unitary, nearest_unitary
 from unitary_layers.layers.base import UnitaryModule
 from unitary_layers.projunn import unitary_weights
 from unitary_layers.testing import assert_unitary
@@ -151,3 +151,27 @@ def test_a_state_of_another_sampler_or_rank_is_loaded(entry):
         assert matrices(target).keys() == matrices(source).keys()
         assert_trains(target, entry)
         state = snapshot(target)
+
+
+@pytest.mark.parametrize("assign", [False, True], ids=["copy", "assign"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_numbers_are_loaded_as_pairs(dtype, assign):
+    linear = nn.Linear(N, N, dtype=torch.complex128)
+    with torch.no_grad():
+        linear.weight.copy_(haar_unitary(N, dtype=torch.complex128))
+    state = {k: v.to(dtype).conj() for k, v in linear.state_dict().items()}  # lazily conjugate
+    module = UnitaryLinear(N, N, dtype=torch.complex64)
+    module.load_state_dict(state, strict=True, assign=assign)
+    assert module.weight.dtype == (dtype.to_real() if assign else torch.float32)
+    for name, value in state.items():
+        found = module.value(name).detach().to(torch.complex128)
+        torch.testing.assert_close(found, value.to(torch.complex128), rtol=0, atol=N * torch.finfo(torch.float32).eps)
+
+
+def test_complex_numbers_are_refused_for_real_weights():
+    module = UnitaryLinear(N, N)
+    with pytest.raises(RuntimeError, match="expected a dense real unitary weight 'weight'"):
+        module.load_state_dict({"weight": haar_unitary(N, dtype=torch.complex64)}, strict=False)
+    conv = OrthogonalConv2d(2, 2, input_size=4)
+    state = conv.state_dict() | {"weight_pairs": torch.view_as_complex(conv.weight_pairs.detach())}
+    assert not any(conv.load_state_dict(state))

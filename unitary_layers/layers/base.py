@@ -185,10 +185,10 @@ class UnitaryModule(UnitaryMethods):
                 f"{rule.sampler!r}"
             )
 
-    def _kept_names(self) -> list[str]:
-        """The parameters and buffers that never fall below float32."""
-        parameters = list(self._parameters) if self.is_complex else self._unitary
-        return [*parameters, *(f"{name}_{state}" for name in self._unitary for state in STATE[1:])]
+    def _kept(self) -> dict[str, bool]:
+        """The parameters and buffers that never fall below float32, and whether they may be given as complex."""
+        parameters = dict.fromkeys(self._parameters, True) if self.is_complex else self._unitary
+        return parameters | {f"{name}_{state}": False for name in self._unitary for state in STATE[1:]}
 
     def _register_state(self, name: str, is_pairs: bool) -> None:
         """The buffers of the rule: the left factor of the last step, and the moments of rows and columns."""
@@ -205,7 +205,7 @@ class UnitaryModule(UnitaryMethods):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UnitaryModule":
         # Note [Storage]: what would take a weight (or a part of a complex number) below float32 only moves it.
-        kept = [t for name in self._kept_names() if (t := getattr(self, name, None)) is not None]
+        kept = [t for name in self._kept() if (t := getattr(self, name, None)) is not None]
         protected = {id(t) for t in kept} | {id(t.grad) for t in kept if t.grad is not None}
 
         def real(t: Tensor) -> Tensor:  # a complex dtype is the precision of the pairs
@@ -253,5 +253,5 @@ class UnitaryModule(UnitaryMethods):
         if is_too_new(local_metadata, f"{prefix}{type(self).__name__}", reports[-1]):
             return
         assign = local_metadata.get("assign_to_params_buffers", False)
-        prepare_state(state_dict, prefix, self._kept_names(), self.own_unitary_weights(), reports[-1], assign=assign)
+        prepare_state(state_dict, prefix, self._kept(), self.own_unitary_weights(), reports[-1], assign=assign)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *reports)

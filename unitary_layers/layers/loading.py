@@ -5,7 +5,7 @@ And casting such a module to a higher precision, in which what was unitary is so
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -49,7 +49,7 @@ def is_too_new(metadata: dict[str, Any], name: str, errors: list[str]) -> bool:
 def prepare_state(
     state_dict: dict[str, Any],
     prefix: str,
-    kept: Iterable[str],
+    kept: Mapping[str, bool],
     weights: Iterable[UnitaryWeight],
     errors: list[str],
     *,
@@ -60,14 +60,19 @@ def prepare_state(
     Args:
         state_dict: as ``_load_from_state_dict`` gets it: a copy, of which entries may be replaced.
         prefix: of the module's keys.
-        kept: names of its parameters and buffers that never fall below float32.
+        kept: names of its parameters and buffers that never fall below float32; whether they are stored as pairs, for
+            which complex numbers may come.
         weights: its own unitary weights.
         errors: takes a message for each weight or buffer that cannot be one; the present value then stays.
         assign: whether the module takes the tensors themselves, and so their dtype.
     """
-    for key in (prefix + name for name in kept):  # assign=True takes a tensor as it is
-        if isinstance(value := state_dict.get(key), Tensor) and value.dtype in HALF:
-            state_dict[key] = value.float()
+    for name, is_pairs in kept.items():
+        value = state_dict.get(key := prefix + name)
+        if not isinstance(value, Tensor):
+            continue
+        if is_pairs and value.is_complex() and value.layout == torch.strided:
+            value = torch.view_as_real(value.detach().resolve_conj())
+        state_dict[key] = value.float() if value.dtype in HALF else value  # assign=True takes a tensor as it is
     for weight in weights:
         key = prefix + weight.name
         _complete(state_dict, key, weight)
