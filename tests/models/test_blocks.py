@@ -1,6 +1,7 @@
 """Each block keeps the bound that it states, measured on its Jacobian, before and after training."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -74,6 +75,23 @@ def test_units_have_a_bias_where_there_is_no_norm():
     assert plain.conv.bias is not None
     assert normed.conv.bias is None
     assert isinstance(normed.norm, nn.BatchNorm2d)
+
+
+class Steep(nn.ReLU):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
+@pytest.mark.parametrize(("slope", "constant"), [(0.01, 1), (-1.0, 1), (1.0, 1), (3.0, math.inf), (-3.0, math.inf)])
+def test_a_slope_above_one_breaks_the_bound(slope, constant):
+    steep = spec(act=partial(nn.LeakyReLU, negative_slope=slope))
+    assert steep.lipschitz == constant
+    largest = float(torch.linalg.matrix_norm(jacobian(IsometryBlock(steep, CHANNELS)), 2))
+    assert (largest > 1 + 10 * N * torch.finfo(torch.float64).eps) == (constant > 1)
+
+
+def test_a_subclass_is_not_taken_for_what_it_derives_from():
+    assert spec(act=Steep).lipschitz == math.inf
 
 
 def test_a_spec_knows_what_it_can_promise():

@@ -20,7 +20,7 @@ from ..layers import GroupSort, OrthogonalConv2d
 from ..layers.inputs import as_size
 from ..projunn import UpdateRule
 
-ONE_LIPSCHITZ = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, GroupSort)  # LeakyReLU of a slope of at most one
+ONE_LIPSCHITZ = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, GroupSort)  # LeakyReLU up to a slope of one
 
 Size = tuple[int, int] | None
 
@@ -66,7 +66,10 @@ class UnitSpec:
     def lipschitz(self) -> float:
         """Lipschitz constant of a unit where one is known (1), else infinity."""
         known = self.norm_layer is None and self.conv_layer is OrthogonalConv2d
-        return 1.0 if known and isinstance(self.act_layer(), ONE_LIPSCHITZ) else math.inf
+        act = self.act_layer()
+        known = known and type(act) in ONE_LIPSCHITZ  # a subclass may do anything
+        steep = isinstance(act, nn.LeakyReLU) and not abs(act.negative_slope) <= 1
+        return 1.0 if known and not steep else math.inf
 
     def conv(self, channels: tuple[int, int], size: Size, stride: int, kernel_size: int | None) -> nn.Module:
         """The convolution of one unit; a kernel size of one's own makes it local."""
