@@ -85,6 +85,21 @@ def test_features_only(name, kind):
         assert output.shape == (2, channels, *(math.ceil(side / reduction) for side in x.shape[2:]))
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("orthoresnet18_projunn", {"depths": (1,) * 5, "widths": (4, 8, 8, 8, 4), "stem_width": 4, "stem_stride": 1}),
+        ("orthoresnet_projunn", {"depths": (1,), "widths": (4,), "stem_width": 4, "img_size": 16}),
+        ("unirnn_pixel_projunn", {"widths": (2, 3, 4, 5, 6)}),
+        ("unirnn_pixel_projunn", {"widths": (2,)}),
+    ],
+)
+def test_features_of_all_stages_of_a_model_of_another_depth(name, options):
+    extractor = timm.create_model(name, features_only=True, in_chans=1, **options).eval()
+    assert extractor.feature_info.channels() == list(options["widths"])
+    assert [output.size(1) for output in extractor(torch.randn(1, 1, 16, 16))] == list(options["widths"])
+
+
 @every_model
 def test_intermediates(name):
     model, x = make_small(name).eval(), images(name)

@@ -220,7 +220,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> OrthoResNet:
-    features = {"out_indices": (0, 1, 2, 3)[: len(options["depths"])], "flatten_sequential": True}
+    features = {"out_indices": tuple(range(len(options["depths"]))), "flatten_sequential": True}
     return build_model_with_cfg(OrthoResNet, name, pretrained, feature_cfg=features, **options)
 
 

@@ -158,5 +158,5 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def unirnn_pixel_projunn(pretrained: bool = False, **options: Any) -> UnitaryPixelRNN:
     """Three unitary recurrent layers of width 128 over 28 x 28 pixels."""
-    features = {"out_indices": (0, 1, 2)[: len(options.get("widths", (0, 0, 0)))], "flatten_sequential": True}
+    features = {"out_indices": tuple(range(len(options.get("widths", (0, 0, 0))))), "flatten_sequential": True}
     return build_model_with_cfg(UnitaryPixelRNN, "unirnn_pixel_projunn", pretrained, feature_cfg=features, **options)
