@@ -274,6 +274,30 @@ def test_kernels_that_do_not_fit_are_refused_and_nothing_changes():
         OrthogonalConv2d(4, 4, 3).load_spatial_kernel_(torch.zeros(4, 4, 3, 3))
 
 
+@pytest.mark.parametrize("sides", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("taps", "stride", "dilation"), [(1, 1, 1), (3, 1, 1), (3, 1, 2), (2, 1, 2), (3, 2, 1), (4, 2, 1)]
+)
+def test_a_number_of_pixels_pads_as_torch_does(sides, taps, stride, dilation):
+    options = {"stride": stride, "padding": dilation * (taps - 1) // 2, "dilation": dilation, "dtype": torch.float64}
+    layer = LAYERS[sides](2, 2, taps, **options)
+    reference = TORCHS[sides](2, 2, taps, padding_mode="circular", **options)
+    reference.load_state_dict({"weight": layer.spatial_kernel(), "bias": layer.bias})
+    x = torch.randn(2, 2, *[6] * sides, dtype=torch.float64)
+    y = layer(x)
+    assert y.shape == reference(x).shape
+    assert (y - reference(x)).abs().max() <= 100 * x[0].numel() * torch.finfo(x.dtype).eps
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 2}, {"kernel_size": 4, "dilation": 3}, {"kernel_size": (3, 2)}])
+def test_a_number_of_pixels_is_refused_where_torch_would_lose_one(options):
+    padding = OrthogonalConv2d(2, 2, **options).support.padding()[0]
+    assert nn.Conv2d(2, 2, padding=padding, **options)(torch.zeros(1, 2, 9, 9)).shape[-1] == 8
+    for given in (tuple(padding), padding, *({padding[0]} if len(set(padding)) == 1 else ())):
+        with pytest.raises(ValueError, match=r"expected padding to be one of \['same'\], got "):
+            OrthogonalConv2d(2, 2, padding=given, **options)
+
+
 def test_padding_as_in_torch_is_taken():
     assert OrthogonalConv2d(4, 4, 3, padding=1).kernel_size == (3, 3)
     assert OrthogonalConv2d(4, 4, (1, 5), padding=(0, 2)).kernel_size == (1, 5)

@@ -23,7 +23,8 @@ class OrthogonalConv2d(OrthogonalConvNd):
         out_channels: channels of the output.
         kernel_size: taps of a side, at least the stride; None for full support.
         stride: of each side. The pixels of a stride become channels first, so that none is lost.
-        padding: "same", or the number of pixels that is the same: (kernel_size - 1) // 2, for a dilation of 1.
+        padding: "same", or the number of pixels with which ``nn.Conv2d`` has outputs of that size too:
+            dilation * (kernel_size - 1) // 2, if that leaves no remainder or there is a stride.
         dilation: of a local kernel, where there is no stride.
         groups: as in ``nn.Conv2d``.
         bias: whether to add a bias, which starts at zero.

@@ -101,8 +101,10 @@ class OrthogonalConvNd(UnitaryModule):
         """Refuses what is not periodic with outputs over the whole input."""
         same: list[object] = ["same"]
         if isinstance(support := self.support, LocalSupport):
-            before, _ = support.padding()
-            same += [tuple(before), *([before[0]] if len(set(before)) == 1 else [])]
+            before, after = support.padding()
+            # Of as many pixels behind as before, torch's output has the same size, but for an even kernel's n - 1.
+            if all(b == a or s > 1 for b, a, s in zip(before, after, self.stride, strict=True)):
+                same += [tuple(before), *([before[0]] if len(set(before)) == 1 else [])]
         given = tuple(padding) if isinstance(padding, list) else padding
         if given not in same:
             raise ValueError(f"expected padding to be one of {same}, got {padding!r}")
