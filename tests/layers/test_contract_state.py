@@ -10,6 +10,7 @@ from closeness import without_our_buffers
 from entries import (
     ENTRIES,
     POWER,
+    N,
     assert_trains,
     every_entry,
     gradient_of,
@@ -196,3 +197,19 @@ def test_a_weight_average_is_retracted(entry, kind):
 def test_the_list_has_every_layer():
     kinds = {type(m) for entry in ENTRIES for m in entry.make().modules()}
     assert {UnitaryLinear, UnitaryRNN, UnitaryRNNCell, nn.Sequential} <= kinds
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: UnitaryLinear(N, N, bias=False), lambda: OrthogonalConv2d(N, N, 3, bias=False)],
+    ids=["linear", "conv"],
+)
+def test_no_bias_is_a_parameter_that_is_none_as_in_torch(make):
+    module = make()
+    assert "bias" in module._parameters
+    module.bias = nn.Parameter(torch.ones(N))  # so that one can be given later
+    assert "bias" in module.state_dict()
+    module.bias = None
+    assert "bias" not in module.state_dict()
+    with pytest.raises(TypeError, match="cannot assign"):
+        module.bias = torch.ones(N)

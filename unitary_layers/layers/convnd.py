@@ -22,6 +22,7 @@ class OrthogonalConvNd(UnitaryModule):
     sides: ClassVar[int]
     weight: Tensor
     weight_pairs: Tensor | None
+    bias: Tensor | None
     extra_inits = ("local",)
     __constants__: ClassVar[list[str]] = ["in_channels", "input_size", "_support", "_others"]  # what forward reads
 
@@ -121,7 +122,7 @@ class OrthogonalConvNd(UnitaryModule):
         else:
             wide = (torch.get_default_dtype() if dtype is None else dtype).to_complex() if full else dtype
             self.register_unitary(self._others, others, device, wide)
-        self.bias = self.new_parameter((self.out_channels,), device, dtype) if bias else None
+        self.register_parameter("bias", self.new_parameter((self.out_channels,), device, dtype) if bias else None)
         for name in self.support.constant_names if full else ():
             self.register_buffer(name, None, persistent=False)
 

@@ -52,6 +52,8 @@ class UnitaryLinear(UnitaryModule):
         >>> layer.projunn_step()
     """
 
+    bias: Tensor | None
+
     def __init__(
         self,
         in_features: int,
@@ -70,7 +72,7 @@ class UnitaryLinear(UnitaryModule):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         n = max(self.in_features, self.out_features)
         self.register_unitary("weight", (n, n), **dd)
-        self.bias: nn.Parameter | None = self.new_parameter((self.out_features,), **dd) if bias else None
+        self.register_parameter("bias", self.new_parameter((self.out_features,), **dd) if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
