@@ -317,3 +317,12 @@ def test_autocast_leaves_double_precision_alone(transform):
     layer = OrthogonalConv2d(2, 2, input_size=(4, 5), transform=transform, dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(torch.randn(1, 2, 4, 5, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("transform", ["basis", "fft"])
+def test_parameters_of_a_higher_precision_are_used_in_it(transform):
+    options = {"input_size": (4, 5), "transform": transform}
+    layer, exact = (OrthogonalConv2d(2, 2, dtype=dtype, **options) for dtype in (torch.float32, torch.float64))
+    x = torch.randn(2, 2, 4, 5, dtype=torch.float64)
+    found = torch.func.functional_call(layer, dict(exact.named_parameters()), (x,))
+    assert (found - exact(x)).abs().max() <= 100 * x[0].numel() * torch.finfo(x.dtype).eps

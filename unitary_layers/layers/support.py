@@ -99,7 +99,7 @@ class FullSupport:
         """``x`` ``(b, groups * in_channels, *size)`` to ``(b, groups * out_channels, *grid)``."""
         x = space_to_depth(x, self.stride)
         if self.transform == "basis":
-            basis = constants["basis"].to(x.dtype)
+            basis = self._basis(constants["basis"], x)
             real, z = to_bins_by_basis(x, basis, len(weight) // self.groups)
             return from_bins_by_basis(*self._multiply(real, z, weight, pairs, factored), basis=basis, size=self.grid)
         indices = Bins(**{name.removeprefix("bins_"): value for name, value in constants.items()})
@@ -112,6 +112,11 @@ class FullSupport:
             real, z = there(wide, indices)
             bins = self._multiply(real, z, weight, pairs, factored)
             return back(*bins, indices, self.grid).to(dtype)
+
+    def _basis(self, held: Tensor, x: Tensor) -> Tensor:
+        """The basis in the precision of ``x``: the one held, or a new one where that was rounded to less."""
+        is_coarse = torch.finfo(held.dtype).eps > torch.finfo(x.dtype).eps  # as of float64 under functional_call
+        return (real_dft_basis(self.grid) if is_coarse else held).to(x.device, x.dtype)
 
     def _multiply(
         self, real: Tensor, z: Tensor, weight: Tensor, pairs: Tensor | None, factored: Factored
