@@ -21,7 +21,7 @@ def polar_factor(x: Tensor, tolerance: float) -> Tensor:
 
     Raises:
         ValueError: for a NaN or an infinity.
-        RuntimeError: for the forward derivative of a forward derivative.
+        RuntimeError: for a derivative in forward mode.
     """
     return _Polar.apply(x, tolerance) if _is_differentiated(x) else _value(x, tolerance)
 
@@ -104,19 +104,11 @@ class _Polar(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0])
-        ctx.tolerance = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, polar = ctx.saved_tensors
         return _differential(x, polar, grad), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        _refuse_forward_over_forward()
-        x = ctx.saved_tensors[0]
-        return _differential(x, _Polar.apply(x, ctx.tolerance), tangent)  # a saved output would have no tangent itself
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, tolerance: float) -> tuple[Tensor, int]:
@@ -135,13 +127,6 @@ def _differential(x: Tensor, polar: Tensor, d: Tensor) -> Tensor:
     return within + (d - polar @ m) @ _Sylvester.apply(h, 2 * identity)  # H^-1
 
 
-def _refuse_forward_over_forward() -> None:
-    """Of a forward derivative torch takes another one as zero where a Function has its own rule for it."""
-    levels = torch._C._functorch.get_interpreter_stack() or []
-    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) > 1:
-        raise RuntimeError("expected one forward derivative of nearest_unitary, got two; take jacrev for one")
-
-
 class _Sylvester(torch.autograd.Function):
     """The Y of ``Y H + H Y = C`` for a Hermitian positive definite H, all ``(..., n, n)``."""
 
@@ -153,19 +138,12 @@ class _Sylvester(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         h, y = ctx.saved_tensors
         of_c = _Sylvester.apply(h, grad)
         return -(of_c @ y.mH + y.mH @ of_c), of_c
-
-    @staticmethod
-    def jvp(ctx: Any, h_tangent: Tensor, c_tangent: Tensor) -> Tensor:
-        _refuse_forward_over_forward()
-        h, y = ctx.saved_tensors[0], _Sylvester.apply(*ctx.saved_tensors)
-        return _Sylvester.apply(h, c_tangent - h_tangent @ y - y @ h_tangent)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, int | None], *matrices: Tensor) -> tuple[Tensor, int]:

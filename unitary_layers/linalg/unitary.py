@@ -84,7 +84,7 @@ def nearest_unitary(w: Tensor) -> Tensor:
 
     Near the manifold by Newton-Schulz iteration, elsewhere by a singular value decomposition. Where ``w`` is singular
     the nearest matrix is not unique and one of them is returned. A rectangular ``w`` gives orthonormal rows or columns.
-    Differentiable where ``w`` has full rank: any number of times backward, and once forward, before, after or between.
+    Differentiable where ``w`` has full rank, any number of times, in backward mode.
 
     Args:
         w: ``(..., m, n)``, real or complex.
@@ -95,7 +95,7 @@ def nearest_unitary(w: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: for what is not a dense floating point matrix.
         ValueError: if ``w`` has a NaN or an infinity.
-        RuntimeError: for the forward derivative of a forward derivative, as of ``jacfwd(jacfwd(...))``.
+        RuntimeError: for a derivative in forward mode (``jacfwd``; take ``jacrev``).
     """
     check_matrix("w", w)
     return polar_factor(double(w), torch.finfo(w.dtype).eps / 100).to(w.dtype).contiguous()
