@@ -7,6 +7,7 @@ import torch
 from closeness import assert_rounding, without_our_buffers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 from unitary_layers import UnitaryRNN, UnitaryRNNCell
 
@@ -245,3 +246,22 @@ def test_a_state_that_is_overwritten_before_backward_is_noticed(nonlinearity):
     h_0.copy_(h_n.detach())
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.square().sum().backward()
+
+
+@pytest.mark.parametrize("gradient", ["dense", "factored"])
+def test_a_second_derivative_by_what_comes_after_is_refused(gradient):
+    rnn, head = UnitaryRNN(3, 4, gradient=gradient), nn.Linear(4, 1)
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    (first,) = torch.autograd.grad(head(rnn(x)[0]).square().mean(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives alone"):
+        torch.autograd.grad(first.square().sum(), head.weight)
+
+
+@pytest.mark.parametrize("gradient", ["dense", "factored"])
+def test_a_graph_of_the_gradient_that_nobody_differentiates(gradient):
+    rnn = UnitaryRNN(3, 4, gradient=gradient)
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    (expected,) = torch.autograd.grad(rnn(x)[0].square().mean(), x)
+    for forward in (rnn, lambda x: checkpoint(rnn, x, use_reentrant=False)):
+        (found,) = torch.autograd.grad(forward(x)[0].square().mean(), x, create_graph=True)
+        torch.testing.assert_close(found.detach(), expected)

@@ -127,9 +127,9 @@ class _Keep(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
-        ctx.kept[:] = ctx.saved_tensors
-        return None, None, grad_output, grad_h_n
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.kept[:] = saved
+        return None, None, *gradients
 
 
 class _Once(torch.autograd.Function):
@@ -141,7 +141,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor]:
         return (grad,)
 
 
@@ -176,8 +176,10 @@ class _FusedScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None) -> tuple[Tensor | None, ...]:
-        h_0, weight, output = ctx.saved_tensors
+    def backward(
+        ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor | None, grad_h_n: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        h_0, weight, output = saved
         sizes = ctx.batch_sizes
         carried = torch.zeros_like(h_0) if grad_h_n is None else grad_h_n.clone()
         conjugate, delta = weight.conj(), torch.empty_like(output)

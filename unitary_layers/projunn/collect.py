@@ -65,10 +65,10 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, delta: Tensor) -> tuple[None, None, None, None]:
+    def backward(ctx: Any, saved: tuple[Tensor, ...], delta: Tensor) -> tuple[None, None, None, None]:
         gradient: GradientOperator
         if ctx.parts is None:
-            gradient = operator_of(ctx.weight, delta, *ctx.saved_tensors)
+            gradient = operator_of(ctx.weight, delta, *saved)
         else:
             gradient = SummedGradient(tuple(operator_of(ctx.weight, delta[rows], x) for rows, x in ctx.parts()))
         add_gradient(ctx.weight, gradient)
@@ -87,7 +87,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # a second derivative would miss the weight, which is a constant to autograd
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, saved: tuple[Tensor, ...], delta: Tensor) -> tuple[Tensor, Tensor]:
         return delta, delta
 
 

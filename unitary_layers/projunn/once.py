@@ -11,20 +11,22 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def once_differentiable(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
-    """A backward whose results raise ``RuntimeError`` when they are differentiated themselves.
+    """A backward ``(ctx, saved, *gradients)`` whose results raise ``RuntimeError`` when they are differentiated.
 
-    torch's decorator of this name sees to that only where a gradient that arrives has a graph. That of a sum has none,
-    and a second derivative would silently lack all that goes through the node.
+    torch's decorator of this name sees to that only where a gradient that arrives has a graph, and only for those who
+    differentiate by nothing in particular. Where none has, as that of a sum, a second derivative would silently lack
+    all that goes through the node. ``saved`` are the saved tensors, which a checkpoint lets nobody unpack twice.
     """
 
     @functools.wraps(backward)
     def once(ctx: Any, *gradients: Tensor | None) -> Gradients:
+        saved = ctx.saved_tensors
         with torch.no_grad():
-            results = backward(ctx, *gradients)
+            results = backward(ctx, saved, *gradients)
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiled graph refuses by itself
             return results
         # What the node has saved leads to its inputs, the leaf to all who ask for no input in particular.
-        gates = [*ctx.saved_tensors, torch.ones((), requires_grad=True)]
+        gates = [*saved, *(g for g in gradients if g is not None), torch.ones((), requires_grad=True)]
         return tuple(None if result is None else _Refusal.apply(result, *gates) for result in results)
 
     return once
