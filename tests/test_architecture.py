@@ -24,7 +24,7 @@ LEVELS = (
         "projunn.batch",
         "projunn.comm_hook",
     ),
-    ("projunn.amp", "projunn.hook", "projunn.host", "projunn.attach", "projunn"),
+    ("projunn.amp", "projunn.hook", "projunn.rates", "projunn.host", "projunn.attach", "projunn"),
     ("optim",),
     ("layers.inputs", "layers.activation", "layers.fused", "layers.scan", "layers.support", "layers.loading"),
     ("layers.methods", "layers.base", "layers.forward"),

@@ -2,12 +2,14 @@
 
 import copy
 import gc
+import pickle
 import weakref
 
 import pytest
 import torch
 from timm.optim import Lookahead
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from unitary_layers import UnitaryLinear, UpdateRule, attach
 from unitary_layers.testing import assert_unitary
@@ -182,3 +184,173 @@ def test_backward_steps_weights_that_come_later(how):
     handle.remove()
     loss_of(net).backward()
     assert int(net[0].weight_count) == 2
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
+def test_a_copy_of_a_module_is_not_attached(clone):
+    net = nn.Sequential(*layers())
+    handle = attach(net)
+    twin = clone(net)
+    for _ in range(2):
+        loss_of(twin).backward()
+        assert int(twin[0].weight_count) == 0
+        assert twin[0].weight.grad is not None
+    loss_of(net).backward()
+    assert int(net[0].weight_count) == 1
+    handle.remove()
+
+
+@pytest.mark.parametrize("is_parameter", [True, False])
+def test_what_stands_for_the_weights_in_a_forward_is_not_attached(is_parameter):
+    net = nn.Sequential(*layers())
+    attach(net)
+    fast = {name: p.detach() * 0.9 if is_parameter else p * 0.9 for name, p in net.named_parameters()}
+    if is_parameter:
+        fast = {name: nn.Parameter(p) for name, p in fast.items()}
+    (functional_call(net, fast, (X,)) - 1).square().mean().backward()
+    assert int(net[0].weight_count) == (not is_parameter)  # by whose gradient the others are made
+
+
+class Host(torch.optim.SGD):
+    """An optimiser that does after its step what a test wants."""
+
+    then = staticmethod(lambda optimizer: None)
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        with torch.no_grad():
+            self.then(self)
+        return loss
+
+
+def test_a_host_may_zero_gradients_within_its_step():
+    def then(optimizer):
+        optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.mul_(0.9)
+
+    net = nn.Sequential(*layers(), nn.Linear(N, N))
+    optimizer = Host(net.parameters(), lr=0.1)
+    optimizer.then = then
+    attach(net, optimizer)
+
+    def closure() -> Tensor:
+        loss = loss_of(net)
+        loss.backward()
+        return loss
+
+    closure()
+    optimizer.step()
+    assert int(net[0].weight_count) == 1
+    optimizer.step(closure)
+    assert int(net[0].weight_count) == 2
+    assert_unitary(net)
+    assert size_of(optimizer) == [4]
+
+
+def test_several_attachments_survive_an_error_of_their_host():
+    net = nn.Sequential(*layers(2), nn.Linear(N, N))
+    optimizer = Host(net.parameters(), lr=0.1)
+    handles = [attach(net[0], optimizer), attach(net[1], optimizer)]
+
+    def then(optimizer):
+        raise KeyError
+
+    optimizer.then = then
+    with pytest.raises(KeyError):
+        optimizer.step()
+    optimizer.load_state_dict(torch.optim.SGD(net.parameters(), lr=0.1).state_dict())
+    with pytest.raises(KeyError):
+        optimizer.step()
+    assert [len(group["params"]) for group in optimizer.state_dict()["param_groups"]] == [6]
+    for handle in handles:
+        handle.remove()
+    assert size_of(optimizer) == [6]
+
+
+def test_a_gradient_that_one_of_several_modules_refuses_stops_all():
+    net = nn.Sequential(*layers(2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for layer in net:
+        attach(layer, optimizer)
+    loss_of(net).backward()
+    net[1].weight.grad[0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="finite gradient"):
+        optimizer.step()
+    assert [int(layer.weight_count) for layer in net] == [0, 0]
+
+
+def test_a_factored_overflow_in_one_of_several_modules_skips_the_whole_step():
+    net = nn.ModuleList([*layers(), *layers(gradient="factored", bias=False), nn.Linear(N, N)])
+    optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+    for layer in net[:2]:
+        attach(layer, optimizer, scaler=scaler)
+    before = copy.deepcopy(net.state_dict())
+    (2.0**100 * scaler.scale(net[1](X).sum()) * 2.0**20).backward()
+    scaler.scale(loss_of(net[0]) + loss_of(net[2])).backward()
+    scale = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() < scale
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_weight_attached_twice_moves_once_at_the_rate_of_its_group():
+    nets = [nn.Sequential(*layers())]
+    nets.append(copy.deepcopy(nets[0]))
+    for net, times in zip(nets, (1, 2), strict=True):
+        head = nn.Linear(N, N)
+        optimizer = torch.optim.SGD([{"params": head.parameters()}, {"params": net.parameters()}], lr=0.1)
+        for _ in range(times):
+            attach(net, optimizer)
+        optimizer.param_groups[0]["lr"] = 0.0
+
+        def closure(net=net, optimizer=optimizer) -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(net)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    assert int(nets[1][0].weight_count) == 1
+    assert torch.equal(nets[0][0].weight, nets[1][0].weight)
+
+
+def test_a_wrapper_without_step_hooks_is_refused_and_left_alone():
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, base):
+            self.base = base
+
+        param_groups = property(lambda self: self.base.param_groups)
+
+        def step(self, closure=None):
+            return self.base.step(closure)
+
+    net = nn.Sequential(*layers())
+    wrapper = Wrapper(torch.optim.SGD(net.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match="expected an optimizer with step hooks, got a Wrapper"):
+        attach(net, wrapper)
+    wrapper.step()
+
+
+def test_a_handle_removed_within_the_closure():
+    net = nn.Sequential(*layers())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    handle = attach(net, optimizer)
+
+    def closure() -> Tensor:
+        handle.remove()
+        return loss_of(net)
+
+    optimizer.step(closure)
+    assert size_of(optimizer) == [2]
+
+
+def test_attaching_and_removing_leaves_nothing_behind():
+    net = nn.Sequential(*layers())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = dict(vars(optimizer))
+    for _ in range(3):
+        attach(net, optimizer).remove()
+    assert vars(optimizer) == before

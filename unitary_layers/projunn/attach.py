@@ -1,6 +1,8 @@
 """Two more triggers of the one step: beside any torch optimiser's step, or when backward has finished."""
 
+import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ..linalg.transforms import is_transformed
+from .amp import use_grad_scaler
 from .hook import projunn_step
-from .host import HostHook
+from .host import host_of
+from .rates import BaseRates
 from .weight import unitary_weights
 
 
@@ -32,20 +37,21 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
     """Makes an unmodified training loop train the unitary weights of a module.
 
     ``attach(model, optimizer)`` takes the projUNN step whenever the optimiser steps, and first: a gradient that is
-    refused stops both. The hook owns the unitary weights: during the step the optimiser (and a hook on its step that is
-    registered later) does not see them, so neither weight decay nor momentum nor a moving average inside it reaches
-    them. Accumulation, clipping, ``GradScaler`` and ``maximize`` work as for any parameter, also within a closure; a
-    step that the scaler skips is no step. A schedule of the optimiser's learning rate scales the rules' rates by the
-    same factor, relative to the base rate (``group["initial_lr"]``, or the rate when the group was first seen).
-    ``optimizer.zero_grad()`` reaches factored gradients too, clipping does not, and a ``GradScaler`` has to be named,
-    for they are no ``.grad`` (it also wants at least one other gradient to look at).
+    refused stops both. During its own step the optimiser (and a hook on it that is registered later) does not see the
+    unitary weights, so neither weight decay nor momentum nor a moving average inside it reaches them. Accumulation,
+    clipping, ``GradScaler`` and ``maximize`` work as for any parameter, also within a closure; a step that the scaler
+    skips is no step. A schedule of the optimiser's learning rate scales the rules' rates by the same factor, relative
+    to the base rate (``group["initial_lr"]``, or the rate when the group was first seen). ``optimizer.zero_grad()``
+    reaches factored gradients too, clipping does not, and a ``GradScaler`` has to be named, for they are no ``.grad``
+    (it also wants at least one other gradient to look at).
 
     ``attach(model)`` takes it by itself as soon as a backward has finished: for the plain loop of one backward per
     step. Do not use it with gradient accumulation, clipping or ``GradScaler``, nor with weights that are shared
     between segments of reentrant checkpointing: it would step before they are done. Weights that are replaced or
     unfrozen later are found in the next forward of the module.
 
-    A copy of the module or of the optimiser is not attached.
+    Several modules may be attached to one optimiser: they step together. A copy of the module or of the optimiser is
+    not attached.
 
     Args:
         module: any module tree; its unitary weights are looked up anew at each step.
@@ -58,7 +64,7 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
         A handle whose ``remove()`` undoes it.
 
     Raises:
-        TypeError: for what is not a module or not an optimiser.
+        TypeError: for what is not a module or not an optimiser, or a wrapper of one that has no step hooks.
         ValueError: if the module has no unitary weight; for LBFGS, which keeps its own list of parameters; for a base
             rate of 0 (in the optimiser's step, if the group came later); for the second form, if a module is wrapped by
             DistributedDataParallel, or with a scaler.
@@ -79,26 +85,36 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
 def _attach_to_optimizer(module: nn.Module, optimizer: Optimizer, scaler: GradScaler | None) -> AttachHandle:
     if isinstance(optimizer, LBFGS):
         raise ValueError("expected an optimizer that steps the parameters of its param_groups, got LBFGS")
-    return AttachHandle([HostHook(module, optimizer, scaler).remove])
+    BaseRates().factors(optimizer, [weight.parameter for weight in unitary_weights(module)])  # raises, if it does
+    host, entry = host_of(optimizer), (module, scaler)
+    if scaler is not None:
+        use_grad_scaler(module, scaler)
+    host.attached.append(entry)
+    host.rates.factors(optimizer, ())  # from now on relative to the present rates
+    return AttachHandle([partial(host.remove, optimizer, entry)])
 
 
 class _BackwardHook:
-    """Steps when a backward has finished in which a unitary weight got a gradient."""
+    """Steps when a backward has finished in which a unitary weight got a gradient. A copy of it does nothing."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module | None = None) -> None:
+        self.module: Callable[[], nn.Module | None] = weakref.ref(module) if module is not None else lambda: None
         self.queued_for = -1
+        self.fired: set[int] = set()
         self.handles: dict[int, RemovableHandle] = {}  # by the identity of the parameter
-        self.watch_new()
 
-    def watch_new(self, *_: Any) -> None:
+    def __reduce__(self) -> tuple[type["_BackwardHook"], tuple[()]]:
+        return _BackwardHook, ()  # by which a deepcopy or a pickle of the module takes it along
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
         """Hooks those of the weights that are new, or can have a gradient now; before each forward."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_transformed() or self.module() is not module:
             return
-        for weight in unitary_weights(self.module):
+        for weight in unitary_weights(module):
             p, handle = weight.parameter, self.handles.get(id(weight.parameter))
             is_hooked = handle is not None and handle.hooks_dict_ref() is p._post_accumulate_grad_hooks is not None
-            if p.requires_grad and not is_hooked:
+            # Under functional_call it may be a tensor that is no leaf, and of no business of ours.
+            if isinstance(p, nn.Parameter) and p.is_leaf and p.requires_grad and not is_hooked:
                 self.handles[id(p)] = p.register_post_accumulate_grad_hook(self.on_gradient)
 
     def on_gradient(self, parameter: Tensor) -> None:
@@ -106,12 +122,16 @@ class _BackwardHook:
         # backward is known by its number and not by a flag, which one that raised halfway would leave up.
         number = torch._C._current_graph_task_id()
         if self.queued_for != number:
-            self.queued_for = number
+            self.queued_for, self.fired = number, set()
             Variable._execution_engine.queue_callback(self.when_backward_has_finished)
+        self.fired.add(id(parameter))
 
     def when_backward_has_finished(self) -> None:
-        _refuse_distributed(self.module)
-        projunn_step(self.module)
+        module = self.module()
+        if module is None or not any(id(weight.parameter) in self.fired for weight in unitary_weights(module)):
+            return
+        _refuse_distributed(module)
+        projunn_step(module)
 
     def remove(self) -> None:
         while self.handles:
@@ -121,7 +141,8 @@ class _BackwardHook:
 def _attach_to_backward(module: nn.Module) -> AttachHandle:
     _refuse_distributed(module)
     hook = _BackwardHook(module)
-    return AttachHandle([hook.remove, module.register_forward_pre_hook(hook.watch_new).remove])
+    hook(module)
+    return AttachHandle([hook.remove, module.register_forward_pre_hook(hook).remove])
 
 
 def _refuse_distributed(module: nn.Module) -> None:
