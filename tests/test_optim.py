@@ -1,7 +1,9 @@
 """ProjUNN, one optimiser for a whole model: against torch's own for the ordinary part, by hand for the unitary one."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import timm.optim
@@ -291,6 +293,25 @@ def test_what_becomes_of_a_layer_later_is_seen():
         train(net, optimizer, range(step, step + 1))
         assert torch.linalg.matrix_rank(net[2].matrix.detach() - before, atol=1e-12) == 2 * rank
         assert int(net[2].weight_count) == step + 1
+
+
+def test_layers_that_come_and_go():
+    net = model()
+    optimizer = ProjUNN(net.parameters(), lr=0.1)
+    optimizer.zero_grad()
+    new = UnitaryLinear(6, 6, dtype=torch.float64)
+    new.weight, net[2] = net[2].weight, new
+    train(net, optimizer, range(1))
+    assert int(new.weight_count) == 1
+    other = UnitaryLinear(6, 6, bias=False)
+    optimizer.param_groups[0]["params"].extend(other.parameters())
+    other(torch.randn(2, 6)).sum().backward()
+    optimizer.step()
+    assert int(other.weight_count) == 1
+    gone = weakref.ref(other)
+    del other
+    gc.collect()
+    assert gone() is None
 
 
 def test_an_optimiser_can_be_copied_and_pickled():

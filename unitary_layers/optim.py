@@ -17,8 +17,9 @@ from .projunn.gradient import DenseGradient, GradientOperator
 from .projunn.hook import step_from_gradients
 from .projunn.host import without_parameters
 from .projunn.moments import Moments
+from .projunn.owners import Lookup
 from .projunn.rule import UpdateRule
-from .projunn.weight import UnitaryOwner, UnitaryWeight, as_matrix, clear_collected, owners_of, weights_of
+from .projunn.weight import UnitaryWeight, as_matrix, clear_collected
 
 DIRECTIONS = ("plain", "momentum", "rmsprop", "moments")
 BASES: dict[str, type[Optimizer]] = {"rmsprop": RMSprop, "sgd": SGD, "adamw": AdamW}
@@ -85,7 +86,7 @@ class ProjUNN(Optimizer):
             raise ValueError(f"expected base to be one of {tuple(BASES)}, got {base!r}")
         options = {"unitary_lr_scale": unitary_lr_scale, "direction": direction, "momentum": momentum, "alpha": alpha}
         options |= {"lr": lr, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-        self._owners: list[UnitaryOwner] | None = None
+        self._lookup = Lookup()
         self._base: Optimizer | None = None
         self._base_name = base
         super().__init__(params, options)
@@ -96,7 +97,6 @@ class ProjUNN(Optimizer):
             _check(self.defaults | param_group)
         super().add_param_group(param_group)
         _check(self.param_groups[-1])
-        self._owners = None
         if self._base is not None:
             for key, value in self._base.defaults.items():
                 self.param_groups[-1].setdefault(key, value)
@@ -136,7 +136,7 @@ class ProjUNN(Optimizer):
 
     def _build_base(self) -> None:
         """The optimiser of the ordinary parameters, over these same groups and this same state."""
-        self._owners = None
+        self._lookup = Lookup()
         options = {name: self.defaults[name] for name in ("lr", "weight_decay", "maximize")}
         self._base = BASES[self._base_name](self.param_groups, **options)
         self._base.param_groups = self.param_groups
@@ -149,10 +149,7 @@ class ProjUNN(Optimizer):
 
     def _unitary_weights(self) -> dict[Tensor, UnitaryWeight]:
         """The unitary weights among the parameters, as their modules see them now: a rule may be another one."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        if self._owners is None:
-            self._owners = owners_of(parameters)
-        return weights_of(parameters, self._owners)
+        return self._lookup.weights([p for group in self.param_groups for p in group["params"]])
 
     def _to_take(self, weight: UnitaryWeight, gradient: GradientOperator | LowRank, group: dict[str, Any]) -> Step:
         """The step of a weight, and of what is kept here about it."""

@@ -20,7 +20,8 @@ from unitary_layers import (
     projunn_step,
 )
 from unitary_layers.projunn import unitary_weights
-from unitary_layers.projunn.weight import UnitaryWeight, weights_of
+from unitary_layers.projunn.owners import weights_of
+from unitary_layers.projunn.weight import UnitaryWeight
 from unitary_layers.testing import assert_unitary
 
 N, BATCH, STEPS = 8, 4, 3

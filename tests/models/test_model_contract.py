@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unitary_layers import OrthogonalConv2d, UpdateRule, attach
 from unitary_layers.projunn import unitary_weights
-from unitary_layers.projunn.weight import weights_of
+from unitary_layers.projunn.owners import weights_of
 from unitary_layers.testing import assert_unitary
 
 STEPS = 10

@@ -11,10 +11,11 @@ from torch.distributed import ProcessGroup
 
 from ..init import INITS
 from ..projunn.moments import Moments
+from ..projunn.owners import register_owner
 from ..projunn.rule import UpdateRule
 from ..projunn.sampling import LINEAR_SAMPLERS
 from ..projunn.watch import rounding_tolerance
-from ..projunn.weight import UnitaryWeight, as_matrix, record_of, register_owner
+from ..projunn.weight import UnitaryWeight, as_matrix, record_of
 from .inputs import HALF, as_dtype
 from .loading import STATE, STATE_VERSION, is_too_new, prepare_state, settle, state_names
 from .methods import UnitaryMethods

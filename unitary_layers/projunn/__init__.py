@@ -1,5 +1,5 @@
 """The algorithm, a file a stop of the gradient's journey: gradient, moments, sampling, rotation, rule,
-weight, watch, distributed, once, collect, batch, comm_hook, amp, hook, rates, host, attach."""
+weight, owners, watch, distributed, once, collect, batch, comm_hook, amp, hook, rates, host, attach."""
 
 from .amp import use_grad_scaler as use_grad_scaler
 from .attach import AttachHandle as AttachHandle

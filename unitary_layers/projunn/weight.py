@@ -1,8 +1,7 @@
-"""A unitary weight inside a module, and how it is found: from a module tree, or from the bare parameter."""
+"""A unitary weight inside a module, and how it is found in a module tree."""
 
-import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -209,52 +208,3 @@ def clear_collected(weights: Iterable[UnitaryWeight]) -> None:
     for weight in weights:
         if weight.collected is not None:
             weight.collected.clear()
-
-
-# Note [How an optimiser knows a unitary weight]
-# An optimiser is given tensors, and a tensor cannot be trusted to know that it is unitary: an attribute or a subclass
-# is lost by deepcopy, load_state_dict(assign=True), the meta device and to_empty(), which all make a new Parameter.
-# The module knows, by the parameter's name. So every module that owns unitary weights is listed here, weakly, from
-# its construction, its unpickling and its deepcopy on, and a parameter is looked up by asking the living modules
-# which of them holds this very tensor now. Grouping parameters, as timm does for weight decay, leaves the tensors
-# what they are. A tensor that was replaced in its module after an optimiser was built is trained by no optimiser of
-# torch, ours included.
-
-_owners: weakref.WeakKeyDictionary[UnitaryOwner, None] = weakref.WeakKeyDictionary()  # a set in order of age
-_owners_lock = threading.Lock()
-
-
-def register_owner(module: UnitaryOwner) -> None:
-    """Lists a module for :func:`weights_of`; it stays listed for as long as it lives."""
-    with _owners_lock:
-        _owners[module] = None
-
-
-def owners_of(parameters: Iterable[Tensor]) -> list[UnitaryOwner]:
-    """The living modules that have one of the parameters as a unitary weight, the first made first."""
-    wanted = set(map(id, parameters))
-    with _owners_lock:
-        owners = list(_owners)
-    return [owner for owner in owners if any(id(w.parameter) in wanted for w in owner.own_unitary_weights())]
-
-
-def weights_of(
-    parameters: Iterable[Tensor], owners: Sequence[UnitaryOwner] | None = None
-) -> dict[Tensor, UnitaryWeight]:
-    """Those of the parameters that are unitary weights of one of the owners, of any if None; in order and numbered.
-
-    Without a module tree their names are those of the class and the parameter, as in ``UnitaryLinear.weight``. A tied
-    weight is that of the module that was made first, as it is in a tree that lists that module first.
-    """
-    parameters = list(parameters)
-    owners = owners_of(parameters) if owners is None else owners
-    known = {
-        id(weight.parameter): weight.placed(f"{type(owner).__name__}.{weight.name}", weight.index)
-        for owner in reversed(owners)
-        for weight in owner.own_unitary_weights()
-    }
-    found: dict[Tensor, UnitaryWeight] = {}
-    for parameter in parameters:
-        if id(parameter) in known and parameter not in found:
-            found[parameter] = known[id(parameter)].placed(known[id(parameter)].name, len(found))
-    return found
