@@ -163,13 +163,14 @@ class ProjUNN(Optimizer):
         g = gradient.dense()
         if direction == "momentum":
             buffer = self._buffer(weight, "momentum_buffer")
-            moving = buffer * group["momentum"] + g
+            moving = (buffer * group["momentum"]).add_(g)
             return Step(weight, DenseGradient(moving), rule, [(buffer, moving)])
         buffer = self._buffer(weight, "square_avg", real=True)
-        # |g|^2 and not g * g, which for complex g is not even real.
-        square = buffer * group["alpha"] + g.abs().square() * (1 - group["alpha"])
+        modulus = g.abs()  # |g|^2 and not g * g, which for complex g is not even real
+        square = (buffer * group["alpha"]).addcmul_(modulus, modulus, value=1 - group["alpha"])
         # 0 * infinity is NaN: an average that has overflowed is refused, for it would stop the weight for good.
-        return Step(weight, DenseGradient(g / (square.sqrt() + group["eps"] + 0 * square)), rule, [(buffer, square)])
+        root = square.sqrt().add_(group["eps"]).add_(square, alpha=0)
+        return Step(weight, DenseGradient(g / root), rule, [(buffer, square)])
 
     def _with_moments(self, weight: UnitaryWeight) -> UnitaryWeight:
         """The weight with moments of this optimiser, which the step then updates."""
