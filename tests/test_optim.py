@@ -308,6 +308,16 @@ def test_layers_that_come_and_go():
     other(torch.randn(2, 6)).sum().backward()
     optimizer.step()
     assert int(other.weight_count) == 1
+    spare = UnitaryLinear(6, 6, dtype=torch.float64)
+    train(net, optimizer, range(1, 2))
+    spare.weight, net[2] = net[2].weight, spare  # from a layer that goes to one that was there at the last step
+    del new
+    train(net, optimizer, range(2, 3))
+    assert int(spare.weight_count) == 1
+    optimizer.param_groups = [{**optimizer.param_groups[0], "params": list(net[2].parameters())}]
+    before = net[0].weight.clone()
+    train(net, optimizer, range(3, 4))
+    assert torch.equal(net[0].weight, before)
     gone = weakref.ref(other)
     del other
     gc.collect()

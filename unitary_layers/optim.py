@@ -122,6 +122,7 @@ class ProjUNN(Optimizer):
         )
         with without_parameters(self, set(weights)):
             assert self._base is not None  # since the constructor
+            self._base.param_groups, self._base.state = self.param_groups, self.state  # others may have been assigned
             self._base.step()
         return loss
 

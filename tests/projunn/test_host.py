@@ -7,9 +7,10 @@ import weakref
 
 import pytest
 import torch
-from timm.optim import Lookahead
+from timm.optim import Adahessian, Lookahead
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from unitary_layers import UnitaryLinear, UpdateRule, attach
 from unitary_layers.testing import assert_unitary
@@ -354,3 +355,116 @@ def test_attaching_and_removing_leaves_nothing_behind():
     for _ in range(3):
         attach(net, optimizer).remove()
     assert vars(optimizer) == before
+
+
+def test_weights_outlive_the_container_that_was_attached():
+    net = nn.Sequential(*layers(2))
+    handle = attach(nn.ModuleList(net))
+    gc.collect()
+    loss_of(net).backward()
+    assert [int(layer.weight_count) for layer in net] == [1, 1]
+    handle.remove()
+
+
+def test_a_wrapper_whose_step_a_schedule_has_taken():
+    class Late(Lookahead):
+        """A class that nothing has hooked yet."""
+
+        def step(self, closure=None):
+            return super().step(closure)
+
+    net = nn.Sequential(*layers(), nn.Linear(N, N))
+    optimizer = Late(torch.optim.SGD(net.parameters(), lr=0.1))
+    torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    attach(net, optimizer)
+    loss_of(net).backward()
+    optimizer.step()
+    assert int(net[0].weight_count) == 1
+    assert_unitary(net)
+
+
+def test_a_host_that_differentiates_the_gradients_steps_first():
+    net = nn.Sequential(nn.Linear(N, N), nn.Tanh(), *layers(), nn.Linear(N, N))
+    optimizer = Adahessian(net.parameters(), lr=0.1)
+    attach(net, optimizer)
+    grads = torch.autograd.grad(loss_of(net), list(net.parameters()), create_graph=True)
+    for p, g in zip(net.parameters(), grads, strict=True):
+        p.grad = g
+    optimizer.step()
+    assert int(net[2].weight_count) == 1
+    assert_unitary(net)
+
+
+def test_a_disabled_scaler_leaves_what_is_not_finite_to_the_rule():
+    net = nn.Sequential(*layers(gradient="factored"))
+    optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.1), torch.amp.GradScaler("cpu", enabled=False)
+    attach(net, optimizer, scaler=scaler)
+    (net(X) * torch.nan).sum().backward()
+    with pytest.raises(RuntimeError, match="expected a finite gradient"):
+        scaler.step(optimizer)
+
+
+def test_closures_and_zero_grad_of_any_form():
+    class Own(torch.optim.SGD):
+        def zero_grad(self):
+            super().zero_grad()
+
+        def step(self, closure=None):
+            closure(2)
+            self.zero_grad()
+            closure(1)
+            return super().step()
+
+    nets = [nn.Sequential(*layers(bias=False))]
+    nets[0][0].update = UpdateRule(rank=N, lr=1e-3)
+    nets.append(copy.deepcopy(nets[0]))
+    optimizer = Own(nets[0].parameters(), lr=0.1)
+    attach(nets[0], optimizer)
+    optimizer.step(lambda factor: (factor * loss_of(nets[0])).backward())
+    loss_of(nets[1]).backward()
+    nets[1][0].projunn_step()
+    torch.testing.assert_close(nets[0][0].weight, nets[1][0].weight)
+    optimizer.zero_grad()
+
+
+def test_a_handle_whose_layers_have_gone_is_removed():
+    net = nn.Sequential(*layers(gradient="factored"), nn.Linear(N, N))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    handle = attach(net, optimizer, scaler=torch.amp.GradScaler("cpu"))
+    net[0] = nn.Linear(N, N)
+    handle.remove()
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_a_host_that_catches_an_error_of_its_own_and_goes_on():
+    class Retry(torch.optim.SGD):
+        tries = 0
+
+        def step(self, closure=None):
+            try:
+                return super().step(self.fail)
+            except KeyError:
+                return super().step(closure)
+
+        def fail(self):
+            raise KeyError
+
+    net = nn.Sequential(*layers())
+    optimizer = Retry(net.parameters(), lr=0.1)
+    attach(net, optimizer)
+    for count in (1, 2):
+        loss_of(net).backward()
+        optimizer.step()
+        assert int(net[0].weight_count) == count
+        assert size_of(optimizer) == [2]
+    assert_unitary(net)
+
+
+def test_backward_steps_only_what_it_has_finished():
+    first, second = layers(2, gradient="factored")
+    net = nn.ModuleList([first, second])
+    attach(net)
+    y = first(checkpoint(second, first(X), use_reentrant=True).tanh())
+    y.square().mean().backward()
+    assert int(second.weight_count) == 1
+    assert int(first.weight_count) == 1

@@ -32,6 +32,11 @@ def use_grad_scaler(module: nn.Module, scaler: GradScaler | None) -> None:
         raise TypeError(f"expected a torch.amp.GradScaler or None, got {type(scaler).__name__}")
     if next(unitary_weights(module), None) is None:
         raise ValueError(f"expected a module with unitary weights, got a {type(module).__name__} without any")
+    tell_owners(module, scaler)
+
+
+def tell_owners(module: nn.Module, scaler: GradScaler | None) -> None:
+    """:func:`use_grad_scaler` for whatever is in a module tree, and without a question."""
     for owner in module.modules():
         if isinstance(owner, UnitaryOwner):
             owner.grad_scaler = scaler  # type: ignore[assignment]  # torch promises tensors and modules alone

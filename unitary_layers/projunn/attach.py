@@ -15,8 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ..linalg.transforms import is_transformed
 from .amp import use_grad_scaler
-from .hook import projunn_step
+from .batch import Step
+from .hook import step_from_gradients
 from .host import host_of
+from .owners import weights_of
 from .rates import BaseRates
 from .weight import unitary_weights
 
@@ -37,18 +39,19 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
     """Makes an unmodified training loop train the unitary weights of a module.
 
     ``attach(model, optimizer)`` takes the projUNN step whenever the optimiser steps, and first: a gradient that is
-    refused stops both. During its own step the optimiser (and a hook on it that is registered later) does not see the
-    unitary weights, so neither weight decay nor momentum nor a moving average inside it reaches them. Accumulation,
-    clipping, ``GradScaler`` and ``maximize`` work as for any parameter, also within a closure; a step that the scaler
-    skips is no step. A schedule of the optimiser's learning rate scales the rules' rates by the same factor, relative
-    to the base rate (``group["initial_lr"]``, or the rate when the group was first seen). ``optimizer.zero_grad()``
-    reaches factored gradients too, clipping does not, and a ``GradScaler`` has to be named, for they are no ``.grad``
-    (it also wants at least one other gradient to look at).
+    refused stops both. (With a closure, or gradients that have a graph themselves, it has to come second.) During its
+    own step the optimiser (and a hook on it that is registered later) does not see the unitary weights, so neither
+    weight decay nor momentum nor a moving average inside it reaches them. Accumulation, clipping, ``GradScaler`` and
+    ``maximize`` work as for any parameter, also within a closure; a step that the scaler skips is no step. A schedule
+    of the optimiser's learning rate scales the rules' rates by the same factor, relative to the base rate
+    (``group["initial_lr"]``, or the rate when the group was first seen). ``optimizer.zero_grad()`` reaches factored
+    gradients too, clipping does not, and a ``GradScaler`` has to be named, for they are no ``.grad`` (it also wants at
+    least one other gradient to look at).
 
     ``attach(model)`` takes it by itself as soon as a backward has finished: for the plain loop of one backward per
     step. Do not use it with gradient accumulation, clipping or ``GradScaler``, nor with weights that are shared
     between segments of reentrant checkpointing: it would step before they are done. Weights that are replaced or
-    unfrozen later are found in the next forward of the module.
+    unfrozen later are found in the next forward of the module, if that is not compiled.
 
     Several modules may be attached to one optimiser: they step together. A copy of the module or of the optimiser is
     not attached.
@@ -69,7 +72,7 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
             rate of 0 (in the optimiser's step, if the group came later); for the second form, if a module is wrapped by
             DistributedDataParallel, or with a scaler.
         RuntimeError: in the optimiser's step, for a layer that does not know the scaler, and as ``projunn_step``; then
-            nothing has been stepped.
+            no unitary weight has been stepped.
     """
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -99,8 +102,7 @@ class _BackwardHook:
 
     def __init__(self, module: nn.Module | None = None) -> None:
         self.module: Callable[[], nn.Module | None] = weakref.ref(module) if module is not None else lambda: None
-        self.queued_for = -1
-        self.fired: set[int] = set()
+        self.fired: dict[int, list[Tensor]] = {}  # the weights that got a gradient, by the number of the backward
         self.handles: dict[int, RemovableHandle] = {}  # by the identity of the parameter
 
     def __reduce__(self) -> tuple[type["_BackwardHook"], tuple[()]]:
@@ -110,6 +112,7 @@ class _BackwardHook:
         """Hooks those of the weights that are new, or can have a gradient now; before each forward."""
         if torch.compiler.is_compiling() or is_transformed() or self.module() is not module:
             return
+        self.handles = {i: handle for i, handle in self.handles.items() if handle.hooks_dict_ref() is not None}
         for weight in unitary_weights(module):
             p, handle = weight.parameter, self.handles.get(id(weight.parameter))
             is_hooked = handle is not None and handle.hooks_dict_ref() is p._post_accumulate_grad_hooks is not None
@@ -121,17 +124,22 @@ class _BackwardHook:
         # The engine calls back when this backward is over; the hook itself touches no weight and no gradient. A
         # backward is known by its number and not by a flag, which one that raised halfway would leave up.
         number = torch._C._current_graph_task_id()
-        if self.queued_for != number:
-            self.queued_for, self.fired = number, set()
-            Variable._execution_engine.queue_callback(self.when_backward_has_finished)
-        self.fired.add(id(parameter))
+        if number not in self.fired:
+            self.fired[number] = []
+            Variable._execution_engine.queue_callback(partial(self.when_backward_has_finished, number))
+        self.fired[number].append(parameter)
 
-    def when_backward_has_finished(self) -> None:
-        module = self.module()
-        if module is None or not any(id(weight.parameter) in self.fired for weight in unitary_weights(module)):
-            return
-        _refuse_distributed(module)
-        projunn_step(module)
+    def when_backward_has_finished(self, number: int) -> None:
+        fired, module = self.fired.pop(number), self.module()
+        for stale in [other for other in self.fired if other < number - 100]:  # no more are nested
+            del self.fired[stale]  # of a backward that raised
+        if module is None:  # but its weights live on, in other modules
+            weights = list(weights_of(fired).values())
+        else:
+            _refuse_distributed(module)
+            ids = set(map(id, fired))
+            weights = [weight for weight in unitary_weights(module) if id(weight.parameter) in ids]
+        step_from_gradients(weights, lambda weight, gradient: Step(weight, gradient, weight.rule))
 
     def remove(self) -> None:
         while self.handles:

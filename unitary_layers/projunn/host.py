@@ -12,7 +12,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ..linalg import LowRank
-from .amp import use_grad_scaler
+from .amp import tell_owners
 from .batch import Step
 from .gradient import GradientOperator
 from .hook import step_from_gradients
@@ -38,8 +38,9 @@ def without_parameters(optimizer: Optimizer, hidden: set[Tensor]) -> Iterator[No
 # the gradients within the host's step, after it. To undo what the host did to a weight one would need a copy of it; to
 # take its .grad away would leave weight averages inside the optimiser uncovered. So the weights leave the param_groups
 # for the duration of the host's step, without its closure, and return after it. Scaling, unscaling and clipping happen
-# before, or in the closure, and see them as usual. Hooks, and not a method of our own, because libraries keep the
-# host's method and call it by other ways; where it raises there is no hook after it, and a method shows the weights.
+# before, or in the closure, and see them as usual. A host that differentiates the graph of the gradients needs the
+# weights that made them: it steps first too. What is around the step is there twice. A method of the instance knows
+# where the step begins and ends, whatever it calls and raises; hooks are there for who has kept the host's own method.
 
 NAME = "_unitary_host"
 
@@ -51,13 +52,12 @@ class Host:
         self.attached: list[tuple[nn.Module, GradScaler | None]] = []
         self.rates = BaseRates()
         self.hiding: Any = None
+        self.entered = False  # by our method, so that hooks have nothing to do
         self.in_step = self.has_closed = False  # whether within the host's step; and behind its closure
-        self.depth = 0  # how often the host's step has called that of its base class
+        self.is_late = self.to_zero = False  # whether to step after the host; and to zero gradients before its closure
         if not hasattr(type(optimizer).step, "hooked"):  # wrappers that do not call Optimizer.__init__
             optimizer._patch_step_function()  # type: ignore[no-untyped-call]  # torch's has no annotations
-        before = optimizer.register_step_pre_hook(self.before)
-        after = optimizer.register_step_post_hook(self.after)
-        self.handles = [before, after]
+        self.handles = [optimizer.register_step_pre_hook(self.before), optimizer.register_step_post_hook(self.after)]
         if hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):  # such a wrapper has none
             self.handles.append(optimizer.register_state_dict_pre_hook(lambda _: self.show()))
             self.handles.append(optimizer.register_load_state_dict_pre_hook(lambda *_: self.show()))
@@ -66,21 +66,26 @@ class Host:
         vars(optimizer).update({**self.ours, NAME: self})  # as schedulers do
 
     def method(self, name: str) -> Callable[..., Any]:
-        """The host's step, after which the weights are in sight even if it raises; or its ``zero_grad`` for all."""
+        """The host's step with ours beside it, or its ``zero_grad`` for all weights."""
         of_torch = self.replaced[name]
 
         @functools.wraps(of_torch)
-        def step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        def step(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            (_, *args), kwargs = self.before(optimizer, (optimizer, *args), kwargs)
+            self.entered = True
             try:
-                return of_torch(*args, **kwargs)
+                result = of_torch(*args, **kwargs)
             finally:
+                self.entered = False
                 self.show()
+            self.after(optimizer, (), {})
+            return result
 
         @functools.wraps(of_torch)
-        def zero_grad(_: Optimizer, set_to_none: bool = True) -> None:
-            self.zero_grad(of_torch, set_to_none)
+        def zero_grad(_: Optimizer, *args: Any, **kwargs: Any) -> None:
+            self.zero_grad(functools.partial(of_torch, *args, **kwargs))
 
-        return {"step": step, "zero_grad": zero_grad}[name]
+        return step if name == "step" else zero_grad
 
     def weights(self) -> list[UnitaryWeight]:
         """The unitary weights of all modules, each once."""
@@ -89,40 +94,41 @@ class Host:
 
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Before the host's step: ours, if the gradients are there; and the weights out of sight."""
-        if self.in_step:
-            self.depth += 1
+        if self.entered:
             return args, kwargs
         self.show()
-        self.depth = 0
         hidden: set[Tensor] = {weight.parameter for weight in self.weights()}
         closure = _closure(args, kwargs)
-        if closure is not None:
+        self.is_late = closure is not None or any(p.grad is not None and p.grad.requires_grad for p in hidden)
+        if self.is_late:
             self.rates.factors(optimizer, hidden)  # raises now, if it does
         elif not self.take(optimizer):  # as the scaler would skip the step, had it seen these gradients
             hidden.update(p for group in optimizer.param_groups for p in group["params"])
-        self.in_step, self.has_closed = True, False
+        self.has_closed = self.to_zero = False
         self.hide(optimizer, hidden)
         if closure is None:
             return args, kwargs
 
         @functools.wraps(closure)
-        def seeing() -> Any:
+        def seeing(*args: Any, **kwargs: Any) -> Any:
             self.show()
-            loss = closure()
+            if self.to_zero:
+                self.drop_gradients()
+            loss = closure(*args, **kwargs)
             if self.attached:
-                self.in_step = self.has_closed = True
-                self.hide(optimizer, hidden)
+                self.has_closed = True
+                self.hide(optimizer, {weight.parameter for weight in self.weights()})
             return loss
 
         return ((optimizer, seeing, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"closure": seeing})
 
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """After the host's step: the weights back in sight, and our step, if a closure has made the gradients."""
-        if self.depth:
-            self.depth -= 1
+        """After the host's step: the weights back in sight, and our step, if it was to wait for the host's."""
+        if self.entered:
             return
         self.show()
-        if _closure(args, kwargs) is not None:
+        if self.is_late:
+            self.is_late = False
             self.take(optimizer)
 
     def take(self, optimizer: Optimizer) -> bool:
@@ -132,7 +138,7 @@ class Host:
         if found_inf is not None and float(found_inf) > 0:
             return True  # and a fused host takes none
         for module, scaler in self.attached:
-            if scaler is not None and _has_overflowed(module, scaler):
+            if scaler is not None and _has_overflowed(module, scaler) and scaler.is_enabled():
                 clear_collected(weights)
                 for found in scaler._found_inf_per_device(optimizer).values():
                     found.fill_(1)  # and its next update lowers the scale
@@ -151,7 +157,8 @@ class Host:
         return True
 
     def hide(self, optimizer: Optimizer, hidden: set[Tensor]) -> None:
-        """Takes parameters out of the groups."""
+        """Takes parameters out of the groups, for the host's step."""
+        self.in_step = True
         self.hiding = without_parameters(optimizer, hidden)
         self.hiding.__enter__()
 
@@ -162,30 +169,35 @@ class Host:
             self.hiding.__exit__(None, None, None)
             self.hiding = None
 
-    def zero_grad(self, of_torch: Callable[[bool], None], set_to_none: bool) -> None:
+    def zero_grad(self, of_torch: Callable[[], None]) -> None:
         """That of the host for factored gradients too; and within its step for weights that it does not see.
 
-        What a closure has left is there for the step that is to come, though the host is done with it.
+        What a closure has left there is for the step that is to come, though the host is done with it, if it does not
+        call the closure once more.
         """
+        of_torch()
         if not self.in_step:
-            self.show()
-            of_torch(set_to_none)
             clear_collected(self.weights())
-            return
-        of_torch(set_to_none)
-        if not self.has_closed:
-            for weight in self.weights():
-                weight.drop_gradient()
+        elif self.has_closed:
+            self.to_zero = True
+        else:
+            self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Forgets those of all unitary weights."""
+        self.to_zero = False
+        for weight in self.weights():
+            weight.drop_gradient()
 
     def remove(self, optimizer: Optimizer, entry: tuple[nn.Module, GradScaler | None]) -> None:
         """Lets go of one module, and of the optimiser after the last."""
         self.show()
         self.attached.remove(entry)
         if entry[1] is not None:
-            use_grad_scaler(entry[0], None)
+            tell_owners(entry[0], None)
             for module, scaler in self.attached:
                 if scaler is not None:
-                    use_grad_scaler(module, scaler)
+                    tell_owners(module, scaler)
         if self.attached:
             return
         while self.handles:
@@ -215,8 +227,8 @@ def host_of(optimizer: Optimizer) -> Host:
 
 def _closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
     """What was given to ``step(closure)``, of whose arguments the first is the optimiser itself."""
-    closure: Callable[[], Any] | None = args[1] if len(args) > 1 else kwargs.get("closure")
-    return closure
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    return closure if callable(closure) else None
 
 
 def _has_overflowed(module: nn.Module, scaler: GradScaler) -> bool:

@@ -64,12 +64,16 @@ class Lookup:
 
     def __init__(self) -> None:
         self._asked_for: object = None
+        self._count = 0
         self._owners: list[weakref.ref[UnitaryOwner]] = []
 
     def weights(self, parameters: Sequence[Tensor]) -> dict[Tensor, UnitaryWeight]:
         """The unitary weights among the parameters, as their modules see them now."""
         asked_for = (_registrations[0], tuple(map(id, parameters)))
-        if asked_for != self._asked_for:
-            self._owners = [weakref.ref(owner) for owner in owners_of(parameters)]
-            self._asked_for = asked_for
-        return weights_of(parameters, [owner for ref in self._owners if (owner := ref()) is not None])
+        found = weights_of(parameters, [owner for ref in self._owners if (owner := ref()) is not None])
+        if asked_for != self._asked_for or len(found) != self._count:
+            owners = owners_of(parameters)
+            found = weights_of(parameters, owners)
+            self._asked_for, self._count = asked_for, len(found)
+            self._owners = list(map(weakref.ref, owners))
+        return found
