@@ -326,3 +326,11 @@ def test_parameters_of_a_higher_precision_are_used_in_it(transform):
     x = torch.randn(2, 2, 4, 5, dtype=torch.float64)
     found = torch.func.functional_call(layer, dict(exact.named_parameters()), (x,))
     assert (found - exact(x)).abs().max() <= 100 * x[0].numel() * torch.finfo(x.dtype).eps
+
+
+@pytest.mark.parametrize("there", [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.to_empty(device="cpu")])
+def test_the_transform_is_exact_again_after_a_cast(there):
+    layer = OrthogonalConv2d(4, 4, input_size=8)
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    there(layer).float().load_state_dict(state)
+    assert_orthogonal(layer, (8, 8))

@@ -7,7 +7,7 @@ from closeness import assert_rounding
 from torch import nn
 from torch.autograd import gradcheck
 
-from unitary_layers import UnitaryLinear, UpdateRule
+from unitary_layers import ModReLU, UnitaryLinear, UnitaryRNN, UpdateRule
 from unitary_layers.testing import assert_isometry, assert_unitary, operator_matrix
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -159,3 +159,49 @@ def test_options_out_of_range_are_refused():
         UnitaryLinear(3, 3, update=0.1)
     with pytest.raises(ValueError, match=r"at most n = 4 for weight .* got rank=5"):
         UnitaryLinear(3, 4, update=UpdateRule(rank=5))
+
+
+def test_another_rate_keeps_what_the_rule_has_learnt():
+    layer = UnitaryLinear(8, 8, update=UpdateRule(precondition=True, sampler="power"))
+    layer(torch.randn(4, 8)).square().sum().backward()
+    layer.projunn_step()
+    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    layer.update = layer.update.with_lr(5e-4)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())
+    layer.update = UpdateRule(precondition=True, sampler="power", rank=2)
+    assert layer.weight_previous.shape == (8, 2)
+    assert torch.equal(layer.weight_row_moments, before["weight_row_moments"])
+
+
+def test_empty_memory_is_not_taken_for_unitary():
+    layer = UnitaryLinear(8, 8)
+    layer.to_empty(device="cpu")
+    with torch.no_grad():
+        layer.weight.data.fill_(torch.nan)
+    with pytest.raises(RuntimeError, match=r"'weight' .* was written by something else"):
+        layer(torch.randn(2, 8))
+
+
+def test_a_weight_that_a_tied_layer_has_cast_is_refused():
+    first, last = UnitaryLinear(8, 8), nn.Linear(8, 8)
+    last.weight = first.weight
+    net = nn.Sequential(first, last).half()
+    with pytest.raises(RuntimeError, match=r"'weight' in float32 or better, got torch.float16: something has cast it"):
+        net(torch.randn(2, 8).half())
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+def test_what_is_complex_in_a_layer_and_not_its_own_is_cast():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+
+        def forward(self, x):
+            return x * self.factor
+
+    rnn = UnitaryRNN(4, 4, nonlinearity=Scale(), dtype=torch.complex64).to(torch.complex128)
+    assert rnn.activations[0].factor.dtype == torch.complex128
+    net = nn.Sequential(UnitaryLinear(4, 4, dtype=torch.complex64), ModReLU(4, dtype=torch.complex64))
+    net.to(torch.complex128)(torch.randn(2, 4, dtype=torch.complex128)).abs().sum().backward()
+    assert net[1].bias.grad.dtype == torch.float64

@@ -1,6 +1,7 @@
 """Nonlinearities that keep norms, or nearly so."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ..linalg.check import check_dense
-from .inputs import as_dtype, as_size
+from .inputs import as_dtype, as_real, as_size
 
 
 class ModReLU(nn.Module):
@@ -40,6 +41,10 @@ class ModReLU(nn.Module):
     def reset_parameters(self) -> None:
         """Sets the bias to zero."""
         nn.init.zeros_(self.bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ModReLU":
+        super()._apply(lambda t: as_real(fn(t), t), recurse)  # type: ignore[no-untyped-call]  # torch's has none
+        return self
 
     def forward(self, input: Tensor) -> Tensor:
         return torch.sgn(input) * torch.relu(input.abs() + self.bias)

@@ -16,7 +16,7 @@ from ..projunn.rule import UpdateRule
 from ..projunn.sampling import LINEAR_SAMPLERS
 from ..projunn.watch import rounding_tolerance
 from ..projunn.weight import UnitaryWeight, as_matrix, record_of
-from .inputs import HALF, as_dtype
+from .inputs import HALF, as_dtype, as_real
 from .loading import STATE, STATE_VERSION, is_too_new, prepare_state, settle, state_names
 from .methods import UnitaryMethods
 
@@ -199,10 +199,11 @@ class UnitaryModule(UnitaryMethods):
         shapes = [factor if self._update.sampler == "power" else None]
         shapes += [parameter.shape[: n_dims - 1] if self._update.precondition else None] * 2
         for state, shape in zip(STATE[1:], shapes, strict=True):
-            self._buffers.pop(f"{name}_{state}", None)  # and none that is None, at which torch.export miscounts
+            present = self._buffers.pop(f"{name}_{state}", None)  # and none that is None: torch.export miscounts them
             if shape is not None:
+                fits = present is not None and present.shape == shape
                 zeros = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
-                self.register_buffer(f"{name}_{state}", zeros)
+                self.register_buffer(f"{name}_{state}", present if fits else zeros)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UnitaryModule":
         # Note [Storage]: what would take a weight (or a part of a complex number) below float32 only moves it.
@@ -211,11 +212,9 @@ class UnitaryModule(UnitaryMethods):
 
         def real(t: Tensor) -> Tensor:  # a complex dtype is the precision of the pairs
             moved = fn(t)
-            if not moved.is_complex() or t.is_complex():
-                return moved
-            if not self.is_complex:
+            if moved.is_complex() and not t.is_complex() and not self.is_complex:
                 raise ValueError(f"expected a real dtype for a layer with real weights, got {moved.dtype}")
-            return t.to(moved.device, moved.dtype.to_real())
+            return as_real(moved, t)
 
         def in_its_precision(t: Tensor) -> Tensor:
             moved = real(t)
@@ -223,17 +222,18 @@ class UnitaryModule(UnitaryMethods):
             return moved if moved.dtype == least else t.to(device=moved.device, dtype=least)
 
         def on_stored(t: Tensor) -> Tensor:  # type(torch.float16) would cast counters, channels_last permute weights
-            return in_its_precision(t).contiguous() if id(t) in protected or not t.is_floating_point() else real(t)
+            is_count = not (t.is_floating_point() or t.is_complex())
+            return in_its_precision(t).contiguous() if is_count or id(t) in protected else real(t)
 
         weights = list(self.own_unitary_weights())
         for weight in weights:
             if weight.collected is not None:
                 weight.collected.apply_(in_its_precision)
-        before = [(w.name, w.seen.is_of(w.parameter), rounding_tolerance(w)) for w in weights]
+        before = {w.name: rounding_tolerance(w) for w in weights}
         super()._apply(on_stored, recurse)  # type: ignore[no-untyped-call]  # torch's has no annotations
         self._note_registered()
-        for name, known, tolerance in before:
-            settle(self.unitary_weight(name), known, tolerance)
+        for name, tolerance in before.items():
+            settle(self.unitary_weight(name), tolerance)
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class OrthogonalConvNd(UnitaryModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OrthogonalConvNd":
         super()._apply(fn, recurse)
-        self._refresh_constants()
+        self._fill_constants()  # to half precision and back they were rounded, of empty memory they are nothing
         return self
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -176,7 +176,8 @@ class OrthogonalConvNd(UnitaryModule):
     def spatial_kernel(self) -> Tensor:
         """The kernel of the same convolution by torch, differentiable, ``(out_channels, in_channels / groups, *taps)``.
 
-        A local one is applied with ``padding="same"`` and ``padding_mode="circular"``; one with full support after
+        A local one is applied with ``padding="same"`` (with a stride, ``(taps - 1) // 2`` pixels) and
+        ``padding_mode="circular"``; one with full support after
         padding periodically by ``taps - 1`` pixels behind each side.
         """
         return self.support.kernel(self.weight, getattr(self, self._others))

@@ -14,6 +14,11 @@ LARGEST = 2**31 - 1  # of a size; beyond it kernels lose count before the memory
 Sides = int | Sequence[int]
 
 
+def as_real(moved: Tensor, t: Tensor) -> Tensor:
+    """What a real tensor ``t`` has become in a cast, which takes from a complex dtype the precision alone."""
+    return t.to(moved.device, moved.dtype.to_real()) if moved.is_complex() and not t.is_complex() else moved
+
+
 def as_dtype(dtype: torch.dtype | None) -> torch.dtype:
     """The dtype of a layer, torch's default one for None.
 

@@ -3,7 +3,6 @@
 And casting such a module to a higher precision, in which what was unitary is so no more.
 """
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -90,20 +89,17 @@ def prepare_state(
                 state_dict[name] = value.to(torch.int64 if exact else getattr(state_dict.get(key), "dtype", None))
 
 
-def settle(weight: UnitaryWeight, known: bool, tolerance: float) -> None:
-    """Notes that a weight is as unitary as before it was moved or cast, and makes it so in a higher precision.
+def settle(weight: UnitaryWeight, tolerance: float) -> None:
+    """Makes a weight unitary in the higher precision to which it was cast; whatever is else with it is left to watch.
 
     Args:
         weight: as it is now.
-        known: whether it was known to be unitary.
         tolerance: up to which error it counted as unitary.
     """
-    if rounding_tolerance(weight) < tolerance and not weight.parameter.is_meta:
-        error = float(unitarity_error(weight.matrix).amax())
-        known = known or error <= tolerance  # one that is further off is left to be reported
-        if known and math.isfinite(error):
-            weight.matrix.copy_(nearest_unitary(weight.matrix))
-    if known:
+    if rounding_tolerance(weight) >= tolerance or weight.parameter.is_meta:
+        return
+    if float(unitarity_error(weight.matrix).amax()) <= tolerance:  # one that is further off is to be reported
+        weight.matrix.copy_(nearest_unitary(weight.matrix))
         weight.seen.note(weight.parameter)
 
 

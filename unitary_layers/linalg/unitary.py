@@ -95,7 +95,7 @@ def nearest_unitary(w: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: for what is not a dense floating point matrix.
         ValueError: if ``w`` has a NaN or an infinity.
-        RuntimeError: for a derivative in forward mode (``jacfwd``; take ``jacrev``).
+        RuntimeError: for a derivative in forward mode (``jacfwd``, ``hessian``; take ``jacrev``).
     """
     check_matrix("w", w)
     return polar_factor(double(w), torch.finfo(w.dtype).eps / 100).to(w.dtype).contiguous()

@@ -182,7 +182,8 @@ def check_whole(weights: Iterable[UnitaryWeight]) -> None:
             raise ValueError(
                 f"expected the unitary weight {weight.name!r} to be a parameter and whole on each rank, got a "
                 f"{type(parameter).__name__} {tuple(parameter.shape)}; share_gradients(model) and then "
-                "fully_shard(model, ignored_params={w.parameter for w in unitary_weights(model)}) shard the others"
+                "fully_shard(model, ignored_params={w.parameter for w in unitary_weights(model)}) shard the others; "
+                "what prunes or parametrises a weight is to be undone"
             )
 
 

@@ -33,6 +33,11 @@ def watch(weights: Iterable[UnitaryWeight]) -> None:
     for weight in weights:
         if weight.seen.is_of(weight.parameter) or weight.parameter.is_meta:
             continue
+        if torch.finfo(weight.parameter.dtype).bits < 32:
+            raise RuntimeError(
+                f"expected the unitary weight {weight.name!r} in float32 or better, got {weight.parameter.dtype}: "
+                "something has cast it, perhaps another layer that it is tied to"
+            )
         error, tolerance = float(unitarity_error(weight.matrix).amax()), rounding_tolerance(weight)
         if error <= tolerance:
             weight.seen.note(weight.parameter)
@@ -43,7 +48,8 @@ def watch(weights: Iterable[UnitaryWeight]) -> None:
             raise RuntimeError(f"{message}; no unitary weight was changed (retract_() repairs a finite one)")
         off.append((weight, message))
     for weight, message in off:
-        warnings.warn(f"{message}; the nearest unitary matrix is used instead", stacklevel=3)
+        hint = "an optimiser, perhaps: let it step after projunn_step(), or use attach(model, optimizer)"
+        warnings.warn(f"{message}; the nearest unitary matrix is used instead ({hint})", stacklevel=3)
         weight.matrix.copy_(nearest_unitary(weight.matrix))
         weight.seen.note(weight.parameter)
 
