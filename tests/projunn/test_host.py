@@ -6,13 +6,14 @@ import pickle
 import weakref
 
 import pytest
+import timm.optim
 import torch
 from timm.optim import Adahessian, Lookahead
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from unitary_layers import UnitaryLinear, UpdateRule, attach
+from unitary_layers import UnitaryLinear, UpdateRule, attach, projunn_step
 from unitary_layers.testing import assert_unitary
 
 N = 6
@@ -468,3 +469,38 @@ def test_backward_steps_only_what_it_has_finished():
     y.square().mean().backward()
     assert int(second.weight_count) == 1
     assert int(first.weight_count) == 1
+
+
+def built(name: str, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
+    """An optimiser of timm, or None where it is one of another package that is not there."""
+    try:
+        return timm.optim.create_optimizer_v2(parameters, name, lr=1e-2, weight_decay=0.01)
+    except AssertionError:
+        return None
+
+
+@pytest.mark.filterwarnings("ignore")  # whatever they have to say
+def test_beside_every_optimiser_of_timm_the_step_is_that_by_hand():
+    start = nn.Sequential(nn.Linear(N, N), nn.Tanh(), *layers(), nn.Linear(N, N))
+    compared = 0
+    for name in timm.optim.list_optimizers():
+        attached, by_hand = copy.deepcopy(start), copy.deepcopy(start)
+        host = built(name, list(attached.parameters()))
+        other = built(name, [p for p in by_hand.parameters() if p is not by_hand[2].weight])
+        if host is None or other is None:
+            continue
+        attach(attached, host)
+        is_second_order = getattr(host, "is_second_order", False)
+        for step in range(3):
+            for net, optimizer in ((attached, host), (by_hand, other)):
+                torch.manual_seed(step)  # some draw numbers
+                loss_of(net).backward(create_graph=is_second_order)
+                optimizer.step()
+                if net is by_hand:
+                    projunn_step(net)
+                net.zero_grad()
+        assert int(attached[2].weight_count) == 3, name
+        for p, q in zip(attached.parameters(), by_hand.parameters(), strict=True):
+            torch.testing.assert_close(p, q, msg=lambda text, name=name: f"{name}: {text}")
+        compared += 1
+    assert compared > 50
