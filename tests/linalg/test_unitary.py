@@ -165,6 +165,12 @@ def test_a_derivative_in_forward_mode_is_refused():
         jacfwd(loss)(torch.eye(2, dtype=torch.float64))
 
 
+def test_the_meta_device_knows_the_shape():
+    nearest = nearest_unitary(torch.empty(2, 5, 3, device="meta"))
+    assert nearest.is_meta
+    assert nearest.shape == (2, 5, 3)
+
+
 def test_what_is_unitary_already_is_copied():
     w = torch.eye(3, dtype=torch.float64)
     assert torch.equal(nearest_unitary(w), w)

@@ -37,7 +37,7 @@ def _is_differentiated(x: Tensor) -> bool:
 
 def _value(x: Tensor, tolerance: float) -> Tensor:
     """:func:`polar_factor` by numbers."""
-    if is_transformed():  # here an export or a trace, without numbers
+    if x.is_meta or is_transformed():  # here an export or a trace: without numbers
         return polar_by_svd(x)
     if not torch.isfinite(x).all():
         raise ValueError(f"expected a finite matrix, got NaN or infinity in a tensor of shape {tuple(x.shape)}")
