@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .check import check_dtype, check_matrix
 from .polar import deviation_of, polar_factor
-from .polar import polar_by_svd as polar_by_svd
 
 # Note [Double precision off the hot path]
 # Drawing, repairing and measuring a unitary matrix happens rarely, so it is done in float64 (complex128) and rounded

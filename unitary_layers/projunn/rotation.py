@@ -13,9 +13,10 @@ from torch import Tensor
 from ..linalg import LowRank, orthonormal_basis
 from ..linalg.check import PRECISE, check_dense, check_matrix
 from ..linalg.lowrank import k_major
+from ..linalg.polar import polar_by_svd
 from ..linalg.thin import thin_times, times_thin
 from ..linalg.transforms import is_transformed
-from ..linalg.unitary import double, polar_by_svd
+from ..linalg.unitary import double
 
 # Note [A rotation in a plane]
 # Let c = W^H a and let the r = min(n, 2 k) columns of Q be an orthonormal basis of [b, c]. Then a b^H = W Q s Q^H with
