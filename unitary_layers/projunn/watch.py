@@ -26,8 +26,8 @@ def watch(weights: Iterable[UnitaryWeight]) -> None:
         UserWarning: for a weight that is not unitary and is replaced by the nearest unitary one.
 
     Raises:
-        RuntimeError: for such a weight of a rule with ``off_manifold="raise"``, or one with a NaN or an infinity; then
-            no weight has been changed.
+        RuntimeError: for such a weight of a rule with ``off_manifold="raise"``, one with a NaN or an infinity, or one
+            in half precision; then no weight has been changed.
     """
     off = []
     for weight in weights:
