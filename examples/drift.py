@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from unitary_layers import OrthogonalConv2d, UnitaryLinear, UpdateRule, projunn_step
-from unitary_layers.layers.base import UnitaryModule
+from unitary_layers.layers.base.module import UnitaryModule
 from unitary_layers.linalg import haar_unitary, nearest_unitary, unitarity_error
-from unitary_layers.projunn import unitary_weights
+from unitary_layers.training import unitary_weights
 
 SIZE, LENGTH = 64, 0.3
 BOUND = 1e-5 * SIZE**0.5

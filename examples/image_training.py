@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from unitary_layers import attach, retract_, unitarity_error_of
-from unitary_layers.projunn import unitary_weights
+from unitary_layers.training import unitary_weights
 
 
 def number_of_classes(args: argparse.Namespace, train: Any, test: Any) -> int:

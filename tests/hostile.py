@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unitary_layers.projunn import unitary_weights
+from unitary_layers.training import unitary_weights
 
 REFUSALS = (ValueError, RuntimeError, TypeError)
 LEAKS = (NotImplementedError, torch.linalg.LinAlgError)  # RuntimeErrors from deep inside

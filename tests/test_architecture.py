@@ -8,24 +8,42 @@ from pathlib import Path
 import unitary_layers
 
 ROOT = Path(unitary_layers.__file__).parent
-# From the ground up; a module imports only from lower lines. Within a line, only in the order given.
+# The storeys from the ground up; a module imports only from lower lines, and within a line only in the order given.
 LEVELS = (
     ("_version",),
+    # what is true of tensors
     ("linalg.check", "linalg.transforms", "linalg.polar", "linalg.unitary", "linalg.lowrank", "linalg.thin"),
-    ("linalg.grid", "linalg.spectrum", "linalg.kernel", "linalg"),
+    ("linalg.signal.grid", "linalg.signal.spectrum", "linalg.signal.kernel", "linalg.signal", "linalg"),
     ("init",),
     ("projunn.gradient", "projunn.noise", "projunn.moments", "projunn.sampling", "projunn.rotation", "projunn.rule"),
-    ("projunn.weight", "projunn.owners", "projunn.watch", "projunn.distributed", "projunn.once"),
-    ("projunn.collect", "projunn.batch", "projunn.comm_hook"),
-    ("projunn.amp", "projunn.hook", "projunn.rates", "projunn.host", "projunn.attach", "projunn"),
-    ("optim",),
-    ("layers.inputs", "layers.activation", "layers.fused", "layers.scan", "layers.support", "layers.loading"),
-    ("layers.methods", "layers.base", "layers.forward"),
-    ("layers.linear", "layers.convnd", "layers.conv", "layers.cell", "layers.rnn", "layers"),
+    ("projunn",),
+    # how the weights of modules are trained by it
+    ("training.weight", "training.owners", "training.watch", "training.reduced", "training.batch"),
+    ("training.parallel.shared", "training.parallel.comm_hook", "training.parallel"),
+    ("training.factored.once", "training.factored.collect", "training.factored.amp", "training.factored"),
+    ("training.step",),
+    ("training.triggers.rates", "training.triggers.host", "training.triggers.attach", "training.triggers.optimizer"),
+    ("training.triggers", "training"),
+    # the modules themselves
+    ("layers.base.inputs", "layers.base.loading", "layers.base.methods", "layers.base.module", "layers.base.forward"),
+    ("layers.base",),
+    ("layers.activation", "layers.linear"),
+    ("layers.recurrent.fused", "layers.recurrent.scan", "layers.recurrent.cell", "layers.recurrent.rnn"),
+    ("layers.recurrent",),
+    ("layers.conv.support", "layers.conv.convnd", "layers.conv.conv", "layers.conv"),
+    ("layers",),
     ("models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel", "models"),
     ("testing",),
     ("",),
 )
+# What a storey must not know, whatever the arrows say: names of torch that it may not mention.
+UNKNOWN = {
+    "linalg": ("nn.Module", "nn.Parameter", ".grad", "torch.optim", "torch.distributed", "torch.amp"),
+    "projunn": ("nn.Module", "nn.Parameter", ".grad", "torch.optim", "torch.distributed", "torch.amp"),
+    "init": ("nn.Module", "torch.optim", "torch.distributed"),
+    "training": ("unitary_layers.layers", "unitary_layers.models"),
+    "layers": ("torch.optim", "torch.nn.parallel"),
+}
 ORDER = {name: i for i, name in enumerate(name for level in LEVELS for name in level)}
 
 
@@ -60,11 +78,49 @@ def test_arrows_point_down():
             assert ORDER[target] < ORDER[name], f"{name or '__init__'} imports {target}, which is above it"
 
 
-def test_the_test_of_arrows_sees_arrows():
+def mentions(tree: ast.Module) -> set[str]:
+    """Every name that a file imports or reaches through dots, as it is written, without comments and docstrings."""
+    found = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return found
+
+
+def trespasses(storey: str, tree: ast.Module) -> list[str]:
+    """What a file of a storey mentions and must not know: a dotted name, or an attribute if it begins with a dot."""
+    found = []
+    for forbidden in UNKNOWN.get(storey, ()):
+        for name in mentions(tree):
+            is_part = f".{name}.".find(f"{forbidden}." if forbidden[0] == "." else f".{forbidden}.") >= 0
+            found += [name] if is_part else []
+    return found
+
+
+def test_storeys_know_nothing_of_what_is_above_them():
+    for name, path in modules().items():
+        storey = name.split(".")[0]
+        assert trespasses(storey, ast.parse(path.read_text())) == [], name
+
+
+def test_the_tests_of_arrows_and_storeys_see_them():
     known = modules()
-    assert "projunn.rule" in imports("projunn.hook", known["projunn.hook"])
+    assert "projunn.rule" in imports("training.batch", known["training.batch"])
     assert "linalg" in imports("projunn.rotation", known["projunn.rotation"])
     assert "layers" in imports("", known[""])
+    for text in (
+        "from torch.nn import Module",
+        "import torch.optim",
+        "from torch.optim import SGD",
+        "import torch.distributed as dist",
+        "x = parameter.grad",
+        "class A(nn.Module): pass",
+        "class A(torch.nn.Module): pass",
+    ):
+        assert trespasses("projunn", ast.parse(text)), text
+    assert not trespasses("projunn", ast.parse("with torch.no_grad(): torch.gradient(x)"))
 
 
 # documented where they are first declared, here or in torch
@@ -106,7 +162,7 @@ def test_functions_are_short():
 def test_every_public_name_is_at_the_door():
     promised = "UnitaryLinear UnitaryRNN UnitaryRNNCell ModReLU GroupSort UpdateRule projunn_step attach ProjUNN"
     promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty"
-    promised += " OrthoResNet UnitaryPixelRNN"
+    promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []
 

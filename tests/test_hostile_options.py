@@ -42,7 +42,7 @@ def trained(shape: tuple[int, ...]) -> Callable[[nn.Module], None]:
         y = module(torch.randn(shape))
         (y[0] if isinstance(y, tuple) else y).abs().sum().backward()
         projunn_step(module)
-        if any(True for _ in unitary_layers.projunn.unitary_weights(module)):
+        if any(True for _ in unitary_layers.unitary_weights(module)):
             assert_unitary(module)
         assert all(is_finite(p) for p in module.parameters())
 

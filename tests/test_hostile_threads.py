@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unitary_layers import ProjUNN, UnitaryLinear, UnitaryRNN, UpdateRule, attach, projunn_step
-from unitary_layers.projunn.owners import weights_of
+from unitary_layers.training.owners import weights_of
 
 STEPS = 15
 

@@ -29,7 +29,7 @@ def test_files_that_the_readme_names_exist():
     for script in re.findall(r"examples/[\w/]+\.py", text):
         assert (README.parent / script).exists(), script
     package = Path(unitary_layers.__file__).parent
-    for path in re.findall(r"`((?:projunn/|linalg/|layers/|models/)?\w+\.py)`", text):
+    for path in re.findall(r"`((?:\w+/)*\w+\.py)`", text):
         folders = (package, package / "projunn", README.parent / "examples")
         assert any((folder / path).exists() for folder in folders), path
 

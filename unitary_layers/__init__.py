@@ -29,17 +29,20 @@ from .linalg import support_penalty as support_penalty
 from .linalg import unitarity_error as unitarity_error
 from .models import OrthoResNet as OrthoResNet
 from .models import UnitaryPixelRNN as UnitaryPixelRNN
-from .optim import ProjUNN as ProjUNN
-from .optim import register_with_timm
 from .projunn import UpdateRule as UpdateRule
-from .projunn import attach as attach
 from .projunn import low_rank as low_rank
 from .projunn import projunn_d as projunn_d
-from .projunn import projunn_step as projunn_step
 from .projunn import projunn_t as projunn_t
-from .projunn import retract_ as retract_
-from .projunn import share_gradients as share_gradients
-from .projunn import unitarity_error_of as unitarity_error_of
+from .training import ProjUNN as ProjUNN
+from .training import attach as attach
+from .training import drop_gradients as drop_gradients
+from .training import projunn_step as projunn_step
+from .training import register_with_timm
+from .training import retract_ as retract_
+from .training import share_gradients as share_gradients
+from .training import unitarity_error_of as unitarity_error_of
+from .training import unitary_weights as unitary_weights
+from .training import use_grad_scaler as use_grad_scaler
 
 register_with_timm()
 del register_with_timm

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .linalg import unitarity_error
-from .projunn.weight import unitary_weights
+from .training.weight import unitary_weights
 
 
 def assert_unitary(subject: Tensor | nn.Module, *, tolerance: float | None = None) -> None:

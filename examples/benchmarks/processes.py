@@ -18,7 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from unitary_layers import UnitaryLinear, projunn_step, share_gradients
-from unitary_layers.projunn import ThinProducts, thin_products_hook
+from unitary_layers.training import ThinProducts, thin_products_hook
 
 BASE = "dense, DDP"
 

@@ -19,10 +19,10 @@ from unitary_layers import (
     UpdateRule,
     projunn_step,
 )
-from unitary_layers.projunn import unitary_weights
-from unitary_layers.projunn.owners import weights_of
-from unitary_layers.projunn.weight import UnitaryWeight
 from unitary_layers.testing import assert_unitary
+from unitary_layers.training import unitary_weights
+from unitary_layers.training.owners import weights_of
+from unitary_layers.training.weight import UnitaryWeight
 
 N, BATCH, STEPS = 8, 4, 3
 POWER = UpdateRule(sampler="power", rank=2, lr=0.3)  # the rule with the most state

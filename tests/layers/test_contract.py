@@ -20,8 +20,8 @@ from entries import (
 from torch import nn
 
 from unitary_layers import UnitaryModule, UpdateRule, projunn_step, retract_, unitarity_error_of
-from unitary_layers.projunn import unitary_weights
 from unitary_layers.testing import assert_unitary
+from unitary_layers.training import unitary_weights
 
 RULES = [
     UpdateRule(variant, rank=rank, sampler=sampler, lr=0.3)

@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from unitary_layers import OrthogonalConv2d, UnitaryRNN
-from unitary_layers.projunn import unitary_weights
+from unitary_layers.training import unitary_weights
 
 BY_NAME = {entry.name: entry for entry in ENTRIES}
 

@@ -9,9 +9,9 @@ from entries import POWER, N, assert_trains, every_entry, matrices, same_tensors
 from torch import Tensor, nn
 
 from unitary_layers import OrthogonalConv2d, UnitaryLinear, UnitaryRNN, UnitaryRNNCell, haar_unitary, nearest_unitary
-from unitary_layers.layers.base import UnitaryModule
-from unitary_layers.projunn import unitary_weights
+from unitary_layers.layers.base.module import UnitaryModule
 from unitary_layers.testing import assert_unitary
+from unitary_layers.training import unitary_weights
 
 
 def rounded(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from entries import ENTRIES, Entry, N, every_entry, gradient_of, loss_of, matric
 from torch import Tensor, nn
 
 from unitary_layers import ProjUNN, UpdateRule, attach, projunn_step
-from unitary_layers.projunn import unitary_weights
 from unitary_layers.testing import assert_unitary
+from unitary_layers.training import unitary_weights
 
 EXACT = UpdateRule(rank=N, lr=0.1)  # at full rank a sample is the gradient, and sums of samples are sums of gradients
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -13,8 +13,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unitary_layers import UnitaryLinear, UpdateRule, nearest_unitary, projunn_step, retract_
-from unitary_layers.projunn import unitary_weights
 from unitary_layers.testing import assert_unitary
+from unitary_layers.training import unitary_weights
 
 
 def by_a_torch_optimiser(module: nn.Module) -> None:

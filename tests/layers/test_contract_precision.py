@@ -21,8 +21,8 @@ from entries import (
 from torch import nn
 
 from unitary_layers import UnitaryLinear, projunn_step
-from unitary_layers.projunn import unitary_weights
 from unitary_layers.testing import assert_unitary
+from unitary_layers.training import unitary_weights
 
 HALVES = [torch.float16, torch.bfloat16]
 CASTS = [("cpu", half) for half in HALVES] + [("cuda", half) for half in HALVES if torch.cuda.is_available()]

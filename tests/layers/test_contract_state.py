@@ -36,8 +36,8 @@ from unitary_layers import (
     retract_,
     unitarity_error_of,
 )
-from unitary_layers.projunn import unitary_weights
 from unitary_layers.testing import assert_unitary
+from unitary_layers.training import unitary_weights
 
 
 @every_entry

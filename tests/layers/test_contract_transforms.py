@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 from unitary_layers import UnitaryLinear, UnitaryModule, projunn_step
-from unitary_layers.layers.forward import own_parameter
-from unitary_layers.projunn import unitary_weights
+from unitary_layers.layers.base.forward import own_parameter
 from unitary_layers.testing import assert_unitary
+from unitary_layers.training import unitary_weights
 
 SUM = N * N  # of so many terms are the entries of the longest product here
 

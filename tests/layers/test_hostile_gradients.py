@@ -14,10 +14,10 @@ from strategies import LAYOUTS, laid_out, seeds
 from torch import nn
 
 from unitary_layers import UnitaryLinear, UpdateRule, projunn_step
-from unitary_layers.optim import DIRECTIONS, ProjUNN
-from unitary_layers.projunn import unitary_weights
 from unitary_layers.projunn.sampling import LINEAR_SAMPLERS, SAMPLERS
 from unitary_layers.testing import assert_unitary
+from unitary_layers.training import unitary_weights
+from unitary_layers.training.triggers.optimizer import DIRECTIONS, ProjUNN
 
 DENSE = tuple(entry for entry in ENTRIES if not entry.factored)
 FACTORED = tuple(entry for entry in ENTRIES if entry.factored)

@@ -13,9 +13,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from unitary_layers import OrthogonalConv2d, UpdateRule, attach
-from unitary_layers.projunn import unitary_weights
-from unitary_layers.projunn.owners import weights_of
 from unitary_layers.testing import assert_unitary
+from unitary_layers.training import unitary_weights
+from unitary_layers.training.owners import weights_of
 
 STEPS = 10
 

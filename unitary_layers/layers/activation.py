@@ -9,7 +9,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ..linalg.check import check_dense
-from .inputs import as_dtype, as_real, as_size
+from .base.inputs import as_dtype, as_real, as_size
 
 
 class ModReLU(nn.Module):

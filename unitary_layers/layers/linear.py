@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..linalg.check import check_dense
-from ..projunn.collect import collect
 from ..projunn.rule import UpdateRule
-from .base import UnitaryModule
-from .forward import factored_weight, watch_own
-from .inputs import as_size
+from ..training.factored.collect import collect
+from .base.forward import factored_weight, watch_own
+from .base.inputs import as_size
+from .base.module import UnitaryModule
 
 
 class UnitaryLinear(UnitaryModule):

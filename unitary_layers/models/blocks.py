@@ -17,7 +17,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ..layers import GroupSort, OrthogonalConv2d
-from ..layers.inputs import as_size
+from ..layers.base.inputs import as_size
 from ..projunn import UpdateRule
 
 ONE_LIPSCHITZ = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, GroupSort)  # LeakyReLU up to a slope of one

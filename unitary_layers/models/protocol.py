@@ -9,7 +9,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..layers import UnitaryMethods
-from ..projunn import unitary_weights
+from ..training import unitary_weights
 
 
 class StagedClassifier(UnitaryMethods):

@@ -10,7 +10,7 @@ from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs,
 from torch import Tensor, nn
 
 from ..layers import UnitaryRNN
-from ..layers.inputs import as_size
+from ..layers.base.inputs import as_size
 from ..projunn import UpdateRule
 from .protocol import StagedClassifier
 

@@ -1,0 +1,83 @@
+"""What the layers ask of their options and inputs before they use them."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from ...linalg.check import FLOATING, check_dense
+
+HALF = (torch.float16, torch.bfloat16)
+LARGEST = 2**31 - 1  # of a size; beyond it kernels lose count before the memory ends
+
+Sides = int | Sequence[int]
+
+
+def as_real(moved: Tensor, t: Tensor) -> Tensor:
+    """What a real tensor ``t`` has become in a cast, which takes from a complex dtype the precision alone."""
+    return t.to(moved.device, moved.dtype.to_real()) if moved.is_complex() and not t.is_complex() else moved
+
+
+def as_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of a layer, torch's default one for None.
+
+    Raises:
+        TypeError: for what is not a dtype.
+        ValueError: for one that is not real or complex floating point, of at least 16 bits (complex: 64).
+    """
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"expected a torch.dtype, got {dtype!r}")
+    if dtype not in FLOATING:
+        raise ValueError(f"expected a real or complex floating point dtype, got {dtype}")
+    return dtype
+
+
+def as_size(name: str, value: int) -> int:
+    """A size as a plain integer.
+
+    Raises:
+        TypeError: for what is not an integer.
+        ValueError: for one below 1 or above LARGEST.
+    """
+    if not hasattr(type(value), "__index__"):
+        raise TypeError(f"expected {name} >= 1, an integer, got {value!r}")
+    size = value.__index__()
+    if not 1 <= size <= LARGEST:
+        raise ValueError(f"expected {name} {'>= 1' if size < 1 else f'<= {LARGEST}'}, got {size}")
+    return size
+
+
+def as_sides(name: str, value: Sides, sides: int, least: int = 1) -> tuple[int, ...]:
+    """One integer a side, of at least ``least``; a single one stands for all. Raises ``ValueError`` otherwise."""
+    given = (value,) * sides if isinstance(value, int) else value
+    valid = isinstance(given, Sequence) and len(given) == sides
+    if not valid or any(not isinstance(v, int) or isinstance(v, bool) or not least <= v <= LARGEST for v in given):
+        raise ValueError(f"expected {name} to be an integer of at least {least}, or {sides} of them, got {value!r}")
+    return tuple(given)
+
+
+def check_input(layer: str, x: Tensor, like: Tensor) -> None:
+    """Refuses an input that a convolution with parameters like this one would take for something else.
+
+    Raises:
+        TypeError: for what is not a tensor.
+        ValueError: for a sparse or quantised tensor.
+        RuntimeError: for another dtype, if not a half precision one, or another device.
+    """
+    check_dense(f"input of {layer}", x)
+    if x.device != like.device or (x.dtype not in HALF and dtype_differs(x, like)):
+        raise RuntimeError(
+            f"{layer}: expected input of {like.dtype} on {like.device} as the weight, got {x.dtype} on {x.device}"
+        )
+
+
+def dtype_differs(x: Tensor, like: Tensor) -> bool:
+    """Whether the dtypes differ and autocast is not there to mend it."""
+    return x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type)
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Full precision on a type of device, also where there is no autocast, as on the meta device."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -1,0 +1,156 @@
+"""Loading a state dict into a module with unitary weights: one that is too new is refused, others are repaired.
+
+And casting such a module to a higher precision, in which what was unitary is so no more.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...linalg import nearest_unitary, unitarity_error
+from ...linalg.check import REAL
+from ...training.watch import rounding_tolerance
+from ...training.weight import UnitaryWeight, as_matrix
+from .inputs import HALF
+
+STATE_VERSION = 1  # of the names, shapes and meaning of what a state dict holds; 1 is the first
+STATE = ("count", "previous", "row_moments", "column_moments")  # buffers of a weight, after its name
+
+
+@lru_cache
+def state_names(name: str) -> tuple[str, ...]:
+    """Names of the buffers that a weight of this name has, or may have."""
+    return tuple(f"{name}_{state}" for state in STATE)
+
+
+def is_too_new(metadata: dict[str, Any], name: str, errors: list[str]) -> bool:
+    """Whether a later release wrote a module's part of a state dict in a way that is not known here; an error then.
+
+    Args:
+        metadata: of that part; without a version, as from safetensors, it is taken to be known.
+        name: of the module.
+        errors: takes the message.
+    """
+    version = metadata.get("version")
+    if version is None or version <= STATE_VERSION:
+        return False
+    errors.append(
+        f"{name}: expected a state dict of version {STATE_VERSION} or older, got version {version}, which a later "
+        "release of unitary_layers wrote; it was not loaded"
+    )
+    return True
+
+
+def prepare_state(
+    state_dict: dict[str, Any],
+    prefix: str,
+    kept: Mapping[str, bool],
+    weights: Iterable[UnitaryWeight],
+    errors: list[str],
+    *,
+    assign: bool = False,
+) -> None:
+    """Makes the part of a state dict under a prefix fit to be loaded, in place; what is no tensor torch will report.
+
+    Args:
+        state_dict: as ``_load_from_state_dict`` gets it: a copy, of which entries may be replaced.
+        prefix: of the module's keys.
+        kept: names of its parameters and buffers that never fall below float32; whether they are stored as pairs, for
+            which complex numbers may come.
+        weights: its own unitary weights.
+        errors: takes a message for each weight or buffer that cannot be one; the present value then stays.
+        assign: whether the module takes the tensors themselves, and so their dtype.
+    """
+    for name, is_pairs in kept.items():
+        value = state_dict.get(key := prefix + name)
+        if not isinstance(value, Tensor):
+            continue
+        if is_pairs and value.is_complex() and value.layout == torch.strided:
+            value = torch.view_as_real(value.detach().resolve_conj())
+        state_dict[key] = value.float() if value.dtype in HALF else value  # assign=True takes a tensor as it is
+    for weight in weights:
+        key = prefix + weight.name
+        _complete(state_dict, key, weight)
+        for name, present in _held(key, weight).items():
+            value = state_dict.get(name)
+            if not isinstance(value, Tensor) or value.shape != present.shape or value.is_meta:
+                continue
+            if flaw := _flaw(name, value, signed=name in (key, f"{key}_previous")):
+                errors.append(f"expected {flaw}; it was not loaded")
+                state_dict[name] = present
+            elif name == key:
+                state_dict[key] = _on_manifold(key, value, weight, assign)
+            elif assign:  # a state in the precision of its weight, a count in integers
+                exact = present.dtype == torch.int64
+                state_dict[name] = value.to(torch.int64 if exact else getattr(state_dict.get(key), "dtype", None))
+
+
+def settle(weight: UnitaryWeight, tolerance: float) -> None:
+    """Makes a weight unitary in the higher precision to which it was cast; whatever is else with it is left to watch.
+
+    Args:
+        weight: as it is now.
+        tolerance: up to which error it counted as unitary.
+    """
+    if rounding_tolerance(weight) >= tolerance or weight.parameter.is_meta:
+        return
+    if float(unitarity_error(weight.matrix).amax()) <= tolerance:  # one that is further off is to be reported
+        weight.matrix.copy_(nearest_unitary(weight.matrix))
+        weight.seen.note(weight.parameter)
+
+
+def _held(key: str, weight: UnitaryWeight) -> dict[str, Tensor]:
+    """What a module holds of a weight, by the keys of its state dict."""
+    names = (key, *state_names(key))
+    tensors = (weight.parameter.detach(), weight.count, weight.previous, *(weight.moments or (None, None)))
+    return {name: tensor for name, tensor in zip(names, tensors, strict=True) if tensor is not None}
+
+
+def _flaw(name: str, loaded: Tensor, *, signed: bool) -> str | None:
+    """What was expected of a tensor to be loaded and what came, if it is unfit."""
+    what = f"{'buffer' if name.endswith(STATE) else 'unitary weight'} {name!r}"
+    if loaded.layout != torch.strided or loaded.dtype not in (*REAL, torch.int64, torch.int32):
+        return f"a dense real {what}, got {loaded.dtype} of layout {loaded.layout}"
+    if not torch.isfinite(loaded).all():
+        return f"a finite {what}, got NaN or infinity"
+    if not signed and (loaded < 0).any():
+        return f"a {what} of at least 0, got {loaded.min().item():g}"
+    return None
+
+
+def _on_manifold(key: str, loaded: Tensor, weight: UnitaryWeight, assign: bool) -> Tensor:
+    """What to load for a unitary weight: itself, or the nearest unitary one."""
+    stored = loaded.detach().to(torch.promote_types(loaded.dtype, torch.float32)).contiguous()
+    matrix = as_matrix(stored, weight.is_complex)
+    dtype = stored.dtype if assign else weight.parameter.dtype
+    error, tolerance = float(unitarity_error(matrix).amax()), rounding_tolerance(weight, dtype)
+    if error <= tolerance:
+        return loaded if loaded.is_contiguous() and loaded.dtype == stored.dtype else stored
+    warnings.warn(
+        f"the loaded weight {key!r} is not unitary: expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}; "
+        "the nearest unitary matrix is used instead",
+        stacklevel=2,
+    )
+    nearest = nearest_unitary(as_matrix(stored.to(dtype), weight.is_complex))
+    return torch.view_as_real(nearest) if weight.is_complex else nearest
+
+
+def _complete(state_dict: dict[str, Any], key: str, weight: UnitaryWeight) -> None:
+    """Fills in what a state dict of torch's own layer, or of another sampler, does not have."""
+    device = getattr(state_dict.get(key), "device", weight.count.device)
+    state_dict.setdefault(f"{key}_count", _or_zeros(weight.count, device))
+    for state, buffer in zip(STATE[1:], (weight.previous, *(weight.moments or (None, None))), strict=True):
+        name = f"{key}_{state}"
+        if buffer is None:
+            state_dict.pop(name, None)
+        elif name not in state_dict or getattr(state_dict[name], "shape", buffer.shape) != buffer.shape:
+            state_dict[name] = _or_zeros(buffer, device)
+
+
+def _or_zeros(buffer: Tensor, device: torch.device) -> Tensor:
+    """The buffer itself, or zeros where it is on the meta device and so has no values."""
+    return torch.zeros_like(buffer, device=device) if buffer.is_meta else buffer

@@ -1,0 +1,258 @@
+"""What every module with unitary weights shares: how they are stored, found, loaded, moved and stepped."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from timm.layers import register_notrace_module
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.distributed import ProcessGroup
+
+from ...init import INITS
+from ...projunn.moments import Moments
+from ...projunn.rule import UpdateRule
+from ...projunn.sampling import LINEAR_SAMPLERS
+from ...training.owners import register_owner
+from ...training.watch import rounding_tolerance
+from ...training.weight import UnitaryWeight, as_matrix, record_of
+from .inputs import HALF, as_dtype, as_real
+from .loading import STATE, STATE_VERSION, is_too_new, prepare_state, settle, state_names
+from .methods import UnitaryMethods
+
+GRADIENTS = ("dense", "factored")
+
+# Note [Storage]
+# A complex weight is stored as a real parameter of pairs (..., 2) and read through view_as_complex. With a native
+# complex parameter .to(torch.float64) and .to(torch.bfloat16) drop the imaginary part, GradScaler and
+# clip_grad_value_ raise, and weight averages copy where they should average. Unitary weights never fall below
+# float32: half(), bfloat16() and autocast change the activations, not the manifold. That a parameter is unitary is
+# known to its module by name, because a mark on the tensor is lost by deepcopy, load_state_dict(assign=True) and the
+# meta device. Counters are buffers and travel with state_dict, safetensors and averages.
+
+
+class UnitaryModule(UnitaryMethods):
+    """Base of the layers: registers unitary parameters and keeps them unitary through what torch does to a module.
+
+    Args:
+        update: how the unitary weights move.
+        init: "haar", "identity", "henaff", "cayley", or a filler of the form of :func:`unitary_layers.init.haar_`.
+        dtype: real or complex floating point type of the layer; torch's default one if None.
+        gradient: "dense" (autograd leaves it in ``.grad``) or "factored"; see Note [Sampling inside backward].
+
+    Attributes:
+        is_complex: whether parameters are stored as real pairs; see Note [Storage].
+        process_group: the ranks that :func:`share_gradients` has it train with, or None.
+        grad_scaler: what scales the losses, as told by :func:`use_grad_scaler`, or None.
+    """
+
+    _version: int = STATE_VERSION  # nn.Module writes it into the metadata of state dicts
+    extra_inits: ClassVar[tuple[str, ...]] = ()  # of a layer that knows a start of its own
+    __jit_unused_properties__: ClassVar[list[str]] = ["update", "matrix", "support", "all_weights"]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        # To FX, which cannot follow a check of shapes, a layer is one operation; TorchScript calls it in Python.
+        super().__init_subclass__(**options)
+        register_notrace_module(cls)
+        if "forward" in vars(cls):
+            torch.jit.ignore(cls.forward)
+
+    def __init__(
+        self,
+        update: UpdateRule,
+        init: str | Callable[..., Tensor],
+        dtype: torch.dtype | None,
+        gradient: str = "dense",
+    ) -> None:
+        super().__init__()
+        self._registered: dict[str, int] = {}  # name: the id of its parameter; see forward.py
+        dtype = as_dtype(dtype)
+        if not isinstance(update, UpdateRule):
+            raise ValueError(f"expected update to be an UpdateRule, got {update!r}")
+        if not callable(init) and init not in (inits := (*INITS, *self.extra_inits)):
+            raise ValueError(f"expected init to be a function or one of {inits}, got {init!r}")
+        if gradient not in GRADIENTS:
+            raise ValueError(f"expected gradient to be one of {GRADIENTS}, got {gradient!r}")
+        self.is_complex = dtype.is_complex
+        self.init = init
+        self.gradient = gradient
+        self._check_sampler(update)
+        self.process_group: ProcessGroup | None = None
+        self.grad_scaler: GradScaler | None = None
+        self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
+        self._update = update
+        register_owner(self)
+
+    @property
+    def update(self) -> UpdateRule:
+        """How the unitary weights move; assign another :class:`UpdateRule` to change it."""
+        return self._update
+
+    @update.setter
+    def update(self, rule: UpdateRule) -> None:
+        if not isinstance(rule, UpdateRule):
+            raise ValueError(f"expected update to be an UpdateRule, got {rule!r}")
+        self._check_sampler(rule)
+        for name in self._unitary:
+            self._check_rank(name, getattr(self, name), rule)
+        self._update = rule
+        for name in self._unitary:
+            self._register_state(name, self._unitary[name])
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Registers a parameter as any module does, and remembers which one it is."""
+        super().register_parameter(name, param)
+        self._registered[name] = id(param)
+
+    def new_parameter(self, shape: Sequence[int], device: Any, dtype: torch.dtype | None) -> nn.Parameter:
+        """An unfilled ordinary parameter of the layer's dtype; complex ones are stored as pairs ``(*shape, 2)``."""
+        return nn.Parameter(self._empty(shape, device, dtype))
+
+    def register_unitary(self, name: str, shape: Sequence[int], device: Any, dtype: torch.dtype | None) -> None:
+        """Registers an unfilled unitary parameter ``(..., n, n)`` and the buffers of its update."""
+        stored = self._empty(shape, device, dtype)
+        parameter = nn.Parameter(stored.to(torch.promote_types(stored.dtype, torch.float32)))
+        self._check_rank(name, parameter, self._update)
+        self.register_parameter(name, parameter)
+        self.register_buffer(f"{name}_count", torch.zeros((), dtype=torch.int64, device=device))
+        self._register_state(name, stored.ndim > len(shape))
+        self._unitary[name] = stored.ndim > len(shape)  # last: from now on other threads may find it
+
+    def reset_unitary(self, filler: Callable[[Tensor], Any] | None = None) -> None:
+        """Fills the unitary parameters, by ``init`` where no filler is given, and starts their counters at zero."""
+        if filler is None:
+            filler = self.init if callable(self.init) else INITS[self.init]
+        for weight in self.own_unitary_weights():
+            filler(weight.matrix)
+            for buffer in (weight.count, weight.previous, *(weight.moments or ())):
+                if buffer is not None:
+                    buffer.zero_()
+            if filler in INITS.values():  # what a user's own fills is looked at before it is used
+                weight.seen.note(weight.parameter)
+
+    def value(self, name: str, like: Tensor | None = None) -> Tensor:
+        """The parameter as the real or complex tensor that it stands for, in half precision where ``like`` is."""
+        value = as_matrix(getattr(self, name), self.is_complex)
+        return value.to(like.dtype) if like is not None and like.dtype in HALF else value
+
+    def own_unitary_weights(self) -> Iterator[UnitaryWeight]:
+        """The unitary weights that this module itself holds, without those of its children."""
+        return map(self.unitary_weight, list(self._unitary))
+
+    def unitary_weight(self, name: str) -> UnitaryWeight:
+        """One of the unitary weights that this module itself holds, by its name."""
+        count, previous, rows, columns = map(self._buffers.get, state_names(name))
+        assert count is not None  # of all states the one that every weight has
+        # A replica, or what torch parametrises, has an attribute instead; to look for that takes ten times as long.
+        parameter = self._parameters.get(name)
+        parameter = getattr(self, name) if parameter is None else parameter
+        collected, seen = record_of(parameter)
+        is_collected = self.gradient == "factored" or collected.low_rank is not None  # by a layer that it is tied to
+        return UnitaryWeight(
+            name,
+            parameter,
+            self._unitary[name],
+            self._update,
+            count,
+            previous,
+            list(self._unitary).index(name),
+            None if rows is None or columns is None else Moments(rows, columns),
+            collected if is_collected else None,
+            seen,
+            self.process_group,
+            self.grad_scaler,
+        )
+
+    def extra_repr_of_rule(self, default_init: str) -> list[str]:
+        """Those of the options shared by all layers that are not the default, for ``extra_repr``."""
+        defaults = (UpdateRule(), UpdateRule(precondition=self.gradient == "factored"))
+        parts = [] if self._update in defaults else [f"update={self._update}"]
+        parts += [] if self.gradient == "dense" else [f"gradient={self.gradient!r}"]
+        return parts if self.init == default_init else [*parts, f"init={self.init!r}"]
+
+    def _empty(self, shape: Sequence[int], device: Any, dtype: torch.dtype | None) -> Tensor:
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        return torch.empty((*shape, 2) if dtype.is_complex else tuple(shape), device=device, dtype=dtype.to_real())
+
+    def _check_rank(self, name: str, parameter: Tensor, rule: UpdateRule) -> None:
+        n = parameter.size(-2)
+        if rule.rank > n:
+            raise ValueError(f"expected a rank of at most n = {n} for {name} (n x n), got rank={rule.rank}")
+
+    def _check_sampler(self, rule: UpdateRule) -> None:
+        if self.gradient == "factored" and rule.sampler not in LINEAR_SAMPLERS:
+            raise ValueError(
+                f'expected a sampler of {LINEAR_SAMPLERS} with gradient="factored", which forms no matrix; got '
+                f"{rule.sampler!r}"
+            )
+
+    def _kept(self) -> dict[str, bool]:
+        """The parameters and buffers that never fall below float32, and whether they may be given as complex."""
+        parameters = dict.fromkeys(self._parameters, True) if self.is_complex else self._unitary
+        return parameters | {f"{name}_{state}": False for name in self._unitary for state in STATE[1:]}
+
+    def _register_state(self, name: str, is_pairs: bool) -> None:
+        """The buffers of the rule: the left factor of the last step, and the moments of rows and columns."""
+        parameter = getattr(self, name)
+        n_dims = parameter.ndim - is_pairs
+        factor = (*parameter.shape[: n_dims - 1], self._update.rank, *parameter.shape[n_dims:])
+        shapes = [factor if self._update.sampler == "power" else None]
+        shapes += [parameter.shape[: n_dims - 1] if self._update.precondition else None] * 2
+        for state, shape in zip(STATE[1:], shapes, strict=True):
+            present = self._buffers.pop(f"{name}_{state}", None)  # and none that is None: torch.export miscounts them
+            if shape is not None:
+                fits = present is not None and present.shape == shape
+                zeros = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+                self.register_buffer(f"{name}_{state}", present if fits else zeros)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UnitaryModule":
+        # Note [Storage]: what would take a weight (or a part of a complex number) below float32 only moves it.
+        kept = [t for name in self._kept() if (t := getattr(self, name, None)) is not None]
+        protected = {id(t) for t in kept} | {id(t.grad) for t in kept if t.grad is not None}
+
+        def real(t: Tensor) -> Tensor:  # a complex dtype is the precision of the pairs
+            moved = fn(t)
+            if moved.is_complex() and not t.is_complex() and not self.is_complex:
+                raise ValueError(f"expected a real dtype for a layer with real weights, got {moved.dtype}")
+            return as_real(moved, t)
+
+        def in_its_precision(t: Tensor) -> Tensor:
+            moved = real(t)
+            least = torch.promote_types(moved.dtype, torch.float32) if t.is_floating_point() else t.dtype
+            return moved if moved.dtype == least else t.to(device=moved.device, dtype=least)
+
+        def on_stored(t: Tensor) -> Tensor:  # type(torch.float16) would cast counters, channels_last permute weights
+            is_count = not (t.is_floating_point() or t.is_complex())
+            return in_its_precision(t).contiguous() if is_count or id(t) in protected else real(t)
+
+        weights = list(self.own_unitary_weights())
+        for weight in weights:
+            if weight.collected is not None:
+                weight.collected.apply_(in_its_precision)
+        before = {w.name: rounding_tolerance(w) for w in weights}
+        super()._apply(on_stored, recurse)  # type: ignore[no-untyped-call]  # torch's has no annotations
+        self._note_registered()
+        for name, tolerance in before.items():
+            settle(self.unitary_weight(name), tolerance)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"process_group": None, "grad_scaler": None}  # a copy trains by itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's has no annotations
+        self._note_registered()
+        register_owner(self)
+
+    def _note_registered(self) -> None:
+        """For what has replaced parameters without :meth:`register_parameter`."""
+        self._registered = {name: id(parameter) for name, parameter in self._parameters.items()}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *reports: list[str]
+    ) -> None:
+        if is_too_new(local_metadata, f"{prefix}{type(self).__name__}", reports[-1]):
+            return
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        prepare_state(state_dict, prefix, self._kept(), self.own_unitary_weights(), reports[-1], assign=assign)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *reports)

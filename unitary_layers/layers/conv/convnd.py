@@ -1,0 +1,258 @@
+"""What orthogonal convolutions of one, two and three dimensions share: options, parameters and how they are applied."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...init import haar_
+from ...projunn.rule import UpdateRule
+from ..base.forward import factored_weight, watch_own
+from ..base.inputs import Sides, as_sides, as_size, check_input
+from ..base.module import UnitaryModule
+from .support import BASIS_POINTS, FullSupport, LocalSupport, described, support_of
+
+TRANSFORMS = ("auto", "basis", "fft")
+
+
+class OrthogonalConvNd(UnitaryModule):
+    """What the convolutions share; ``sides`` is the number of spatial dimensions. See :class:`OrthogonalConv2d`."""
+
+    sides: ClassVar[int]
+    weight: Tensor
+    weight_pairs: Tensor | None
+    bias: Tensor | None
+    extra_inits = ("local",)
+    __constants__: ClassVar[list[str]] = ["in_channels", "input_size", "_support", "_others"]  # what forward reads
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sides | None = None,
+        stride: Sides = 1,
+        padding: str | Sides = "same",
+        dilation: Sides = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "circular",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        input_size: Sides | None = None,
+        transform: str = "auto",
+        update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
+        init: str | Callable[..., Tensor] | None = None,
+        gradient: str = "dense",
+    ) -> None:
+        default_init = "local" if kernel_size is None else "haar"
+        super().__init__(update, default_init if init is None else init, dtype, gradient)
+        if self.is_complex:
+            raise ValueError(f"expected a real dtype, got {dtype}: an orthogonal convolution maps real signals")
+        if gradient == "factored" and kernel_size is not None:
+            raise ValueError(
+                'expected gradient="dense" with a kernel_size: a local kernel is a product of small matrices, whose '
+                'gradients have no thin factors; got "factored"'
+            )
+        self.in_channels = as_size("in_channels", in_channels)
+        self.out_channels = as_size("out_channels", out_channels)
+        self.groups = as_size("groups", groups)
+        _check_channels(self.in_channels, self.out_channels, self.groups)
+        self.stride = as_sides("stride", stride, self.sides)
+        self.dilation = as_sides("dilation", dilation, self.sides)
+        self.kernel_size = None if kernel_size is None else as_sides("kernel_size", kernel_size, self.sides)
+        self.input_size = None if input_size is None else as_sides("input_size", input_size, self.sides)
+        self._support = described(
+            self._full(transform) if self.kernel_size is None else self._local(self.kernel_size, transform)
+        )
+        self._check_padding(padding, padding_mode)
+        self._create(device, dtype, bias)
+        self.reset_parameters()
+
+    def _full(self, transform: str) -> FullSupport:
+        if self.input_size is None:
+            raise ValueError("expected input_size with kernel_size=None, where the kernel is as large as the input")
+        if any(n % s for n, s in zip(self.input_size, self.stride, strict=True)):
+            raise ValueError(f"expected an input_size in multiples of stride={self.stride}, got {self.input_size}")
+        if transform not in TRANSFORMS or any(d != 1 for d in self.dilation):
+            raise ValueError(
+                f"expected transform to be one of {TRANSFORMS} and no dilation with kernel_size=None, got "
+                f"transform={transform!r}, dilation={self.dilation}"
+            )
+        if transform == "auto":
+            points = torch.Size(n // s for n, s in zip(self.input_size, self.stride, strict=True)).numel()
+            transform = "basis" if points <= BASIS_POINTS else "fft"
+        channels = (self.in_channels // self.groups, self.out_channels // self.groups)
+        return FullSupport(*channels, self.groups, self.stride, self.input_size, transform)
+
+    def _local(self, kernel_size: tuple[int, ...], transform: str) -> LocalSupport:
+        if any(k < s for k, s in zip(kernel_size, self.stride, strict=True)):
+            raise ValueError(f"expected a kernel_size of at least stride={self.stride}, got {kernel_size}")
+        if any(s > 1 and d > 1 for s, d in zip(self.stride, self.dilation, strict=True)):
+            raise ValueError(
+                f"expected no dilation along a side with a stride, got {self.dilation} and stride={self.stride}"
+            )
+        if self.input_size is not None or transform != "auto":
+            raise ValueError("input_size and transform belong to kernel_size=None; a local kernel fits any size")
+        channels = (self.in_channels // self.groups, self.out_channels // self.groups)
+        return LocalSupport(*channels, self.groups, kernel_size, self.stride, self.dilation)
+
+    def _check_padding(self, padding: str | Sides, padding_mode: str) -> None:
+        """Refuses what is not periodic with outputs over the whole input."""
+        same: list[object] = ["same"]
+        if isinstance(support := self.support, LocalSupport):
+            before, after = support.padding()
+            # Of as many pixels behind as before, torch's output has the same size, but for an even kernel's n - 1.
+            if all(b == a or s > 1 for b, a, s in zip(before, after, self.stride, strict=True)):
+                same += [tuple(before), *([before[0]] if len(set(before)) == 1 else [])]
+        given = tuple(padding) if isinstance(padding, list) else padding
+        if given not in same:
+            raise ValueError(f"expected padding to be one of {same}, got {padding!r}")
+        if padding_mode != "circular":
+            raise ValueError(f"expected padding_mode='circular', which keeps norms, got {padding_mode!r}")
+
+    def _create(self, device: torch.device | str | None, dtype: torch.dtype | None, bias: bool) -> None:
+        weight, others = self.support.shapes()
+        full = isinstance(self.support, FullSupport)
+        self._others = "weight_pairs" if full else "shifts"
+        self.register_unitary("weight", weight, device, dtype)
+        if others is None:
+            self.register_parameter(self._others, None)
+        else:
+            wide = (torch.get_default_dtype() if dtype is None else dtype).to_complex() if full else dtype
+            self.register_unitary(self._others, others, device, wide)
+        self.register_parameter("bias", self.new_parameter((self.out_channels,), device, dtype) if bias else None)
+        for name in self.support.constant_names if full else ():
+            self.register_buffer(name, None, persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Draws the weights anew, sets the bias to zero and computes the constants of the transform."""
+        if self.init == "local" and isinstance(self.support, FullSupport):
+            self.reset_unitary(lambda matrix: matrix)  # the counters; the matrices come next
+            if not self.weight.is_meta:
+                self._assign(*self.support.local_start(self.weight.device))
+        else:
+            self.reset_unitary(haar_ if self.init == "local" else None)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self._fill_constants()
+
+    def _fill_constants(self) -> None:
+        """Computes the buffers of the transform for the present place and precision of the weights."""
+        if isinstance(self.support, FullSupport):
+            self._constants_for = (self.weight.device, self.weight.dtype)
+            for name, value in self.support.constants().items():
+                dtype = self.weight.dtype if value.is_floating_point() else None
+                setattr(self, name, value.to(self.weight.device, dtype))
+
+    def _refresh_constants(self) -> None:
+        # A buffer that was cast to float64 is only as good as before, and one from the meta device is empty.
+        if isinstance(self.support, FullSupport) and self._constants_for != (self.weight.device, self.weight.dtype):
+            self._fill_constants()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OrthogonalConvNd":
+        super()._apply(fn, recurse)
+        self._fill_constants()  # to half precision and back they were rounded, of empty memory they are nothing
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._refresh_constants()  # assign=True brings the weights from the meta device
+
+    @property
+    def support(self) -> FullSupport | LocalSupport:
+        """The kind of convolution, as a value without parameters."""
+        return support_of(self._support)
+
+    @property
+    def matrix(self) -> Tensor:
+        """What the weights stand for, differentiable: the unitary blocks at all frequencies ``(*grid, groups, n, n)``
+        of a full-support convolution, or the mixing matrices ``(groups, n, n)`` of a local one."""
+        if isinstance(support := self.support, LocalSupport):
+            return self.weight
+        return support.matrices(self.weight, self.weight_pairs)
+
+    def spatial_kernel(self) -> Tensor:
+        """The kernel of the same convolution by torch, differentiable, ``(out_channels, in_channels / groups, *taps)``.
+
+        A local one is applied with ``padding="same"`` (with a stride, ``(taps - 1) // 2`` pixels) and
+        ``padding_mode="circular"``; one with full support after
+        padding periodically by ``taps - 1`` pixels behind each side.
+        """
+        return self.support.kernel(self.weight, getattr(self, self._others))
+
+    @torch.no_grad()
+    def load_spatial_kernel_(self, kernel: Tensor, padding: Sides = 0) -> None:
+        """Sets a full-support convolution to the orthogonal one nearest to that of a kernel, frequency by frequency.
+
+        Args:
+            kernel: ``(out_channels, in_channels / groups, *taps)`` with at most ``input_size`` taps, for example that
+                of ``nn.Conv2d``.
+            padding: taps before the output pixel: ``(taps - 1) // 2`` for a centred kernel.
+
+        Raises:
+            ValueError: for a kernel of another shape, with NaN or infinity; or for a local convolution, whose kernel is
+                made of matrices that are not unique.
+        """
+        if isinstance(support := self.support, LocalSupport):
+            raise ValueError("expected a convolution of full support (kernel_size=None), got a local one")
+        expected = (self.out_channels, self.in_channels // self.groups)
+        fits = kernel.ndim == 2 + self.sides and tuple(kernel.shape[:2]) == expected
+        if not fits or any(k > n for k, n in zip(kernel.shape[2:], support.size, strict=True)):
+            raise ValueError(
+                f"expected a kernel {expected} with at most {support.size} taps, got shape {tuple(kernel.shape)}"
+            )
+        if not torch.isfinite(kernel).all():
+            raise ValueError(f"expected a finite kernel, got NaN or infinity in shape {tuple(kernel.shape)}")
+        shift = [-p for p in as_sides("padding", padding, self.sides, least=0)]
+        widths = [w for n, k in zip(support.size, kernel.shape[2:], strict=True) for w in (n - k, 0)][::-1]
+        kernel = nn.functional.pad(kernel.to(self.weight.device, torch.float64), widths)
+        self._assign(*support.blocks(kernel.roll(shift, tuple(range(2, kernel.ndim)))))
+
+    def _assign(self, real: Tensor, pairs: Tensor) -> None:
+        with torch.no_grad():
+            self.weight.copy_(real)
+            if self.weight_pairs is not None:
+                self.weight_pairs.copy_(torch.view_as_real(pairs))
+
+    def forward(self, input: Tensor) -> Tensor:
+        watch_own(self)
+        support = support_of(self._support)
+        check_input(f"OrthogonalConv{len(support.stride)}d", input, self.weight)
+        x = _batched(input, len(support.stride), self.in_channels, self.input_size)
+        constants = {name: getattr(self, name) for name in support.constant_names}
+        factored = (factored_weight(self, "weight"), factored_weight(self, self._others))
+        y = support.convolve(x, self.weight, getattr(self, self._others), constants, factored)
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype).view(-1, *[1] * (y.ndim - 2))
+        return y if input.ndim == x.ndim else y.squeeze(0)
+
+    def extra_repr(self) -> str:
+        shown = {"kernel_size": None, "stride": (1,) * self.sides, "dilation": (1,) * self.sides, "groups": 1}
+        shown |= {"input_size": None}
+        parts = [f"{k}={getattr(self, k)}" for k, default in shown.items() if getattr(self, k) != default]
+        parts += [] if self.bias is not None else ["bias=False"]
+        default_init = "local" if self.kernel_size is None else "haar"
+        return ", ".join([f"{self.in_channels}, {self.out_channels}", *parts, *self.extra_repr_of_rule(default_init)])
+
+
+def _check_channels(in_channels: int, out_channels: int, groups: int) -> None:
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(
+            "expected numbers of channels that groups divides, got "
+            f"in_channels={in_channels}, out_channels={out_channels}, groups={groups}"
+        )
+
+
+def _batched(input: Tensor, sides: int, channels: int, size: tuple[int, ...] | None) -> Tensor:
+    """The input with a batch, after a look at its shape."""
+    name = f"OrthogonalConv{sides}d"
+    if input.ndim not in (sides + 1, sides + 2):
+        raise ValueError(f"{name}: expected {sides + 1}D (unbatched) or {sides + 2}D input, got {input.ndim}D")
+    x = input if input.ndim == sides + 2 else input.unsqueeze(0)
+    if x.size(1) != channels:
+        raise ValueError(f"{name}: expected {channels} channels, got input of shape {tuple(input.shape)}")
+    if size is not None and tuple(x.shape[2:]) != size:
+        raise ValueError(f"{name}: expected input_size={size}, got input of size {tuple(x.shape[2:])}")
+    return x

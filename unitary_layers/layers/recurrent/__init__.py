@@ -1,0 +1,4 @@
+"""Recurrent layers in the place of torch's, and what their passes through time share."""
+
+from .cell import UnitaryRNNCell as UnitaryRNNCell
+from .rnn import UnitaryRNN as UnitaryRNN

@@ -1,0 +1,227 @@
+"""A recurrent layer with unitary recurrent matrices, in the place of ``nn.RNN``."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ...linalg.check import check_dense
+from ...projunn.rule import UpdateRule
+from ..activation import make_activation
+from ..base.forward import factored_weight, watch_own
+from ..base.inputs import dtype_differs
+from .cell import UnitaryRNNBase
+from .scan import scan
+
+
+class UnitaryRNN(UnitaryRNNBase):
+    r"""An Elman network with unitary (real dtype: orthogonal) recurrent matrices, in the place of ``nn.RNN``.
+
+    .. math:: h_t = \phi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
+
+    which, for one layer, is the loop ::
+
+        h = h_0
+        for t in range(seq_len):
+            h = phi(x[t] @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh)
+            output[t] = h
+
+    With the same weights and nonlinearity it returns what ``nn.RNN`` returns, and takes the same arguments, inputs
+    (padded, unbatched or ``PackedSequence``) and parameter names. For long sequences take "modrelu", which starts as
+    the identity: torch's default "tanh" shrinks the state at each step, and "relu" drops half of it.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: features n of the hidden state.
+        num_layers: recurrent layers on top of each other.
+        nonlinearity: "tanh", "relu", "modrelu", "identity", or a module that keeps the shape ``(rows, n)``, of which
+            each layer and direction gets a copy. Complex layers take all but "relu".
+        bias: whether to add the two biases, which start at zero.
+        batch_first: whether padded input and output are ``(batch, seq, feature)``; does not touch ``h_0`` and ``h_n``.
+        dropout: probability of dropout on the output of each layer but the last.
+        bidirectional: whether a second direction runs from the end to the start.
+        device: of the parameters.
+        dtype: real or complex; a complex layer stores pairs of real numbers and takes complex input.
+        update: how the recurrent weights move; ``UpdateRule()`` if None, with ``precondition=True`` where factored.
+        init: how they start: "haar", "identity", "henaff", "cayley" or a filler.
+        gradient: "dense", or "factored": the fast way, in which backward leaves no ``.grad`` of the recurrent weights
+            but a sample of rank k for the step; see Note [Sampling inside backward].
+
+    Inputs:
+        input: ``(seq, batch, input_size)``, ``(seq, input_size)``, batch first if so said, or a ``PackedSequence``.
+        h_0: ``(D * num_layers, batch, n)`` (unbatched without batch), D = 2 if bidirectional else 1; zeros if not
+            given.
+
+    Outputs:
+        output: ``(seq, batch, D * n)``, the last layer's states, in the form of the input.
+        h_n: in the shape of ``h_0``, the last state of each layer and direction.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: for what ``nn.RNN`` refuses with the same type, naming expected and got.
+
+    Example:
+        >>> rnn = UnitaryRNN(10, 20, nonlinearity="modrelu")
+        >>> output, h_n = rnn(torch.randn(5, 3, 10))
+        >>> output.square().mean().backward()
+        >>> rnn.projunn_step()
+    """
+
+    if TYPE_CHECKING:  # the names of the first layer; those of the others are made in the same way
+        weight_ih_l0: Tensor
+        weight_hh_l0: Tensor
+        bias_ih_l0: Tensor
+        bias_hh_l0: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str | nn.Module = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        update: UpdateRule | None = None,
+        init: str | Callable[..., Tensor] = "henaff",
+        gradient: str = "dense",
+    ) -> None:
+        super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init, gradient)
+        _check_options(num_layers, dropout, bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        self.num_layers = num_layers
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self._directions = 2 if bidirectional else 1
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        for layer in range(num_layers):
+            for suffix in self._suffixes(layer):
+                self._new_direction(input_size if layer == 0 else hidden_size * self._directions, suffix, dd)
+        self.activations = nn.ModuleList(
+            make_activation(nonlinearity, hidden_size, **dd) for _ in range(num_layers * self._directions)
+        )
+        self.reset_parameters()
+
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer and direction, as ``nn.RNN.all_weights``."""
+        names = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if self.bias else [])
+        suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
+        return [[getattr(self, name + suffix) for name in names] for suffix in suffixes]
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: there is no flat buffer. Loops written for ``nn.RNN`` call it."""
+
+    def recurrent_matrix(self, layer: int = 0, *, reverse: bool = False) -> Tensor:
+        """The unitary matrix ``(n, n)`` of a layer and direction, as a differentiable view of the stored weight."""
+        return self.value(f"weight_hh_l{layer}" + ("_reverse" if reverse else ""))
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        if hx is not None:
+            check_dense("hx of UnitaryRNN", hx)
+        if isinstance(input, PackedSequence):
+            data, sizes, order, undo = input
+            h_0 = None if hx is None else _reordered(hx, order)
+            output, h_n = self._run(data, sizes.tolist(), h_0)
+            return PackedSequence(output, sizes, order, undo), _reordered(h_n, undo)
+        check_dense("input of UnitaryRNN", input)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"UnitaryRNN: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batched = input.dim() == 3
+        if hx is not None and hx.dim() != input.dim():
+            kind = "batched 3-D" if batched else "unbatched 2-D"
+            raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
+        batch_dim = 0 if self.batch_first else 1
+        x = (input.transpose(0, 1) if self.batch_first else input) if batched else input.unsqueeze(1)
+        if x.size(0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        h_0 = hx if hx is None or batched else hx.unsqueeze(1)
+        output, h_n = self._run(rearrange(x, "t b f -> (t b) f"), [x.size(1)] * x.size(0), h_0)
+        output = rearrange(output, "(t b) f -> t b f", t=x.size(0))
+        if not batched:
+            return output.squeeze(1), h_n.squeeze(1)
+        return (output.transpose(0, 1) if batch_dim == 0 else output), h_n
+
+    def _run(self, x: Tensor, batch_sizes: Sequence[int], hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All layers over packed rows ``(sum(batch_sizes), input_size)`` from ``(D * num_layers, batch, n)``."""
+        watch_own(self)
+        hx = self._initial_state(x, batch_sizes[0], hx)
+        h_n = []
+        for layer in range(self.num_layers):
+            states = []
+            for direction, suffix in enumerate(self._suffixes(layer)):
+                i = layer * self._directions + direction
+                projected = self._project(x, suffix)
+                weight = self.value(f"weight_hh{suffix}", projected)
+                h_0 = hx[i].to(projected.dtype)
+                factored, reverse = factored_weight(self, f"weight_hh{suffix}"), direction == 1
+                args = (projected, batch_sizes, h_0, weight, self.activations[i])
+                state, h = scan(*args, factored=factored, reverse=reverse)
+                states.append(state)
+                h_n.append(h)
+            x = torch.cat(states, dim=-1) if self.bidirectional else states[0]
+            if self.dropout and layer < self.num_layers - 1:
+                x = F.dropout(x, self.dropout, self.training)
+        return x, torch.stack(h_n)
+
+    def _initial_state(self, x: Tensor, batch: int, hx: Tensor | None) -> Tensor:
+        """The initial state ``(D * num_layers, batch, n)``, after a look at the shapes of input and state."""
+        if x.size(-1) != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.size(-1)}"
+            )
+        if dtype_differs(x, weight := self.value("weight_ih_l0", x)):
+            raise ValueError(f"expected input of the weight's dtype {weight.dtype}, got {x.dtype}")
+        expected = (self.num_layers * self._directions, batch, self.hidden_size)
+        if hx is None:
+            return x.new_zeros(expected)
+        if tuple(hx.shape) != expected:
+            raise RuntimeError(f"Expected hidden size {expected}, got {tuple(hx.shape)}")
+        if dtype_differs(hx, x):
+            raise RuntimeError(f"expected hx of the input's dtype {x.dtype}, got {hx.dtype}")
+        return hx
+
+    def extra_repr(self) -> str:
+        defaults = {"num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False}
+        defaults |= {"dropout": 0.0, "bidirectional": False, "is_complex": False}
+        parts = [f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default]
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *parts, *self.extra_repr_of_rule("henaff")])
+
+
+def _reordered(h: Tensor, order: Tensor | None) -> Tensor:
+    """The batch dimension of a state ``(layers, batch, n)`` in another order."""
+    return h if order is None else h.index_select(1, order)
+
+
+def _check_options(num_layers: int, dropout: float, **flags: bool) -> None:
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+    if not isinstance(num_layers, int) or isinstance(num_layers, bool):
+        raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+    if not isinstance(dropout, (int, float)) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an element being zeroed, "
+            f"got {dropout!r}"
+        )
+    if dropout > 0 and num_layers == 1:
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers "
+            f"greater than 1, but got dropout={dropout} and num_layers={num_layers}",
+            stacklevel=3,
+        )

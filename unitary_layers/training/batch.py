@@ -1,0 +1,145 @@
+"""Steps of weights, and those of one shape and one rule as a batch that moves at once."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..linalg import LowRank
+from ..projunn.gradient import DenseGradient, GradientOperator
+from ..projunn.moments import Moments, Probes
+from ..projunn.rule import UpdateRule
+from .reduced import ReducedGradient
+from .weight import UnitaryWeight
+
+# Note [Small weights move together]
+# A step of a 64 x 64 weight is some fifty calls of operators with hardly any arithmetic in them, and a network has
+# a hundred such weights. So weights of one shape, dtype, device and rule are stacked in front, and one call moves them
+# all. A stack is a copy of gradients and weights: from LARGEST numbers in a weight on, the copy costs more than the
+# calls, and a weight goes alone and in place. The random numbers of a weight depend on its own key all the same, so
+# that it moves alike, but for rounding, in whatever company.
+
+LARGEST = 2**16
+STACKED = 2**22  # numbers in a stack: its 16 MiB in float32 are still cheap to allocate
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one weight is to do.
+
+    Attributes:
+        weight: the weight, and where its state is kept.
+        direction: what it is to go against; if of low rank, it has been sampled already.
+        rule: how it moves.
+        state: buffers of an optimiser, and the values that they get if and when the step is taken.
+    """
+
+    weight: UnitaryWeight
+    direction: GradientOperator | LowRank
+    rule: UpdateRule
+    state: Sequence[tuple[Tensor, Tensor]] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Steps of weights of one shape by one rule; what several have is stacked in a new first dimension.
+
+    Attributes:
+        steps: one or more.
+    """
+
+    steps: tuple[Step, ...]
+
+    @property
+    def rule(self) -> UpdateRule:
+        """How they all move."""
+        return self.steps[0].rule
+
+    @cached_property
+    def keys(self) -> list[tuple[int, int]]:
+        """What their random numbers depend on: their places, and the numbers of their steps so far."""
+        return [step.weight.key for step in self.steps]
+
+    @cached_property
+    def matrices(self) -> list[Tensor]:
+        """The unitary matrices, views of their parameters."""
+        return [step.weight.matrix for step in self.steps]
+
+    @cached_property
+    def direction(self) -> GradientOperator | LowRank:
+        """What they are to go against."""
+        first = self.steps[0].direction
+        if len(self.steps) == 1:
+            return first
+        directions = [step.direction for step in self.steps]
+        if isinstance(first, LowRank):
+            return LowRank(*map(self.stack, zip(*directions, strict=True)))
+        if isinstance(first, ReducedGradient):
+            inner = [direction.inner for direction in cast(list[ReducedGradient], directions)]
+            return ReducedGradient(DenseGradient(self.stack(part.dense() for part in inner)), first.group)
+        return DenseGradient(self.stack(direction.matrix for direction in cast(list[DenseGradient], directions)))
+
+    @property
+    def previous_factors(self) -> list[Tensor]:
+        """The buffers of the left factors of the steps before; none but for the power sampler."""
+        return [factor for step in self.steps if (factor := step.weight.previous_factor) is not None]
+
+    @property
+    def previous(self) -> Tensor | None:
+        """The left factors of the steps before, for the power sampler."""
+        return self.stack(self.previous_factors) if self.previous_factors else None
+
+    @property
+    def moment_buffers(self) -> list[Moments]:
+        """The buffers of the running averages; none but for a rule with ``precondition``."""
+        return [step.weight.moments for step in self.steps if step.weight.moments is not None]
+
+    @property
+    def moments(self) -> Moments | None:
+        """The running averages of a rule with ``precondition``."""
+        buffers = self.moment_buffers
+        return Moments(*map(self.stack, zip(*buffers, strict=True))) if buffers else None
+
+    @property
+    def probes(self) -> Probes | None:
+        """What backward has seen of factored gradients."""
+        found = [probes for step in self.steps if (probes := _probes(step)) is not None]
+        return Probes(*map(self.stack, zip(*found, strict=True))) if found else None
+
+    def stack(self, tensors: Iterable[Tensor]) -> Tensor:
+        """One of each weight; that of a weight alone as it is."""
+        tensors = tuple(tensors)
+        return torch.stack(tensors) if len(self.steps) > 1 else tensors[0]
+
+    def unstack(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """The inverse of :meth:`stack`."""
+        return tensor.unbind() if len(self.steps) > 1 else (tensor,)
+
+
+def batches(steps: Iterable[Step]) -> Iterator[Batch]:
+    """The steps in batches, in the order of the first of each."""
+    groups: dict[object, list[Step]] = {}
+    for i, step in enumerate(steps):
+        groups.setdefault(_kind(step) or i, []).append(step)
+    for group in groups.values():
+        size = max(1, STACKED // group[0].weight.parameter.numel())
+        for start in range(0, len(group), size):
+            yield Batch(tuple(group[start : start + size]))
+
+
+def _probes(step: Step) -> Probes | None:
+    return None if step.weight.collected is None else step.weight.collected.probes
+
+
+def _kind(step: Step) -> tuple[object, ...] | None:
+    """What steps of a batch have in common; None for one that goes alone."""
+    parameter, direction = step.weight.parameter, step.direction
+    # All ranks must form the same batches, whatever form their parts of a shared gradient have.
+    group = direction.group if type(direction) is ReducedGradient else None
+    if parameter.numel() > LARGEST or type(direction) not in (DenseGradient, LowRank, ReducedGradient):
+        return None
+    sampled = (direction.rank, _probes(step) is not None) if type(direction) is LowRank else None
+    return step.rule, parameter.shape, parameter.dtype, parameter.device, step.weight.is_complex, sampled, group

@@ -1,0 +1,1 @@
+"""Factored gradients: gathered inside backward, and unscaled there under mixed precision."""

@@ -1,0 +1,42 @@
+"""Mixed precision: which GradScaler scales the losses of layers whose gradients it does not see."""
+
+from torch import nn
+from torch.amp import GradScaler
+
+from ..weight import UnitaryOwner, unitary_weights
+
+# Note [Unscaled in backward]
+# A GradScaler unscales what it finds in .grad, between backward and step. A factored gradient is not there, and
+# unscaling its sample in the step would be too late: a preconditioned one is a quotient, from which the scale has gone,
+# of moments that are averages over many steps, during which it changes. So the layers know their scaler, and backward
+# takes its scale out of the operator before it is sampled. An overflow stays one.
+
+
+def use_grad_scaler(module: nn.Module, scaler: GradScaler | None) -> None:
+    """Tells all layers with unitary weights in a module tree which ``GradScaler`` scales their losses.
+
+    Only layers with ``gradient="factored"`` look at it, in backward. ``attach(model, optimizer, scaler=scaler)`` calls
+    this; call it yourself, before the first backward, where ``projunn_step`` or ``ProjUNN`` takes the step. There an
+    overflow of a factored gradient raises, or with ``UpdateRule(nonfinite="skip")`` leaves the weight out, and the
+    scale falls with the overflows of the other parameters.
+
+    Args:
+        module: any module tree; a copy of it knows no scaler.
+        scaler: the scaler, or None for losses that are not scaled.
+
+    Raises:
+        TypeError: for what is not a module, or not a ``GradScaler``.
+        ValueError: if the module has no unitary weight.
+    """
+    if scaler is not None and not isinstance(scaler, GradScaler):
+        raise TypeError(f"expected a torch.amp.GradScaler or None, got {type(scaler).__name__}")
+    if next(unitary_weights(module), None) is None:
+        raise ValueError(f"expected a module with unitary weights, got a {type(module).__name__} without any")
+    tell_owners(module, scaler)
+
+
+def tell_owners(module: nn.Module, scaler: GradScaler | None) -> None:
+    """:func:`use_grad_scaler` for whatever is in a module tree, and without a question."""
+    for owner in module.modules():
+        if isinstance(owner, UnitaryOwner):
+            owner.grad_scaler = scaler  # type: ignore[assignment]  # torch promises tensors and modules alone

@@ -1,0 +1,131 @@
+"""The factored gradient: sampled inside backward, where its factors are at hand, and never formed as a matrix."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...linalg import LowRank
+from ...linalg.lowrank import k_major
+from ...projunn.gradient import DenseGradient, FactoredGradient, GradientOperator, SummedGradient
+from ...projunn.sampling import recompressed
+from ..parallel.shared import check_alone
+from ..weight import UnitaryWeight, as_matrix
+from .once import once_differentiable
+
+# Note [Sampling inside backward]
+# To autograd the weight of a factored layer is a constant, and a second, empty term is added to the output:
+#     y = x W.detach()^T + tap(W)
+# The gradient of y flows through to x, and, where gradients of parameters are wanted, to the tap, which samples
+# G = delta^T conj(x) to rank k, adds that to the weight's ``Collected`` and returns no gradient. So loss.backward()
+# fills what the step needs, torch.autograd.grad(loss, x) leaves it alone, a hook on the parameter fires as usual, and
+# delta and x are freed as always: what stays is O(k n).
+# Several uses of a weight before a step (time steps of a cell, micro-batches) are sampled one by one with the same
+# random numbers and their factors put side by side; beyond 4 k + 4 columns the sum is cut to that by its singular
+# values. Against sampling the sum of the gradients this makes an error of at most the sum of the parts' own sampling
+# errors; with a rank of at least the rows of each part there is none but rounding. (A preconditioned part has the
+# scales of what was seen up to it, so that there several parts are not one.)
+# It cannot be differentiated twice and says so.
+
+# Note [Kept until the step]
+# A weight that shares its gradients cannot be sampled in backward: where one rank leaves it out, uses it more often, or
+# goes through more micro-batches, the others would wait for a product that never comes, or take that of another weight
+# for it. The step is where all ranks meet. So its factors delta and x stay until then, as long as they are smaller than
+# the n x n matrix, and as that matrix from there on: many small parts, or a long sequence, never hold more than a dense
+# gradient would. The step samples the sum, in two exchanges however often the weight was used.
+
+Parts = Sequence[tuple[slice, Tensor]]  # rows of delta, and the inputs (rows, n') that belong to them
+
+
+@torch.compiler.disable  # backward changes the state of a module, which a compiled graph may not
+def collect(y: Tensor, weight: UnitaryWeight, input: Tensor | Callable[[], Parts]) -> Tensor:
+    """Returns ``y``, linear in a weight that it was computed from as a constant; backward samples its gradient.
+
+    Args:
+        y: ``input @ W^T`` ``(..., rows, m)``, and whatever was added to it; modified in place, for autograd alone.
+        weight: the factored weight, ``(..., n, n)`` with n >= m.
+        input: ``(..., rows, n')`` with n' <= n; or a function that returns it in backward, in parts.
+    """
+    kept = input if callable(input) else input.detach()
+    return _Join.apply(y, _Tap.apply(weight.parameter, weight, kept, y.detach()))
+
+
+class _Tap(torch.autograd.Function):
+    """Zeros of the shape of y, without memory, whose gradient is sampled."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, parameter: Tensor, weight: UnitaryWeight, input: Tensor | Callable[[], Parts], like: Tensor
+    ) -> Tensor:
+        ctx.weight, ctx.parts = weight, input if callable(input) else None
+        if ctx.parts is None:
+            ctx.save_for_backward(input)
+        return like.new_zeros(()).expand(like.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, saved: tuple[Tensor, ...], delta: Tensor) -> tuple[None, None, None, None]:
+        gradient: GradientOperator
+        if ctx.parts is None:
+            gradient = operator_of(ctx.weight, delta, *saved)
+        else:
+            gradient = SummedGradient(tuple(operator_of(ctx.weight, delta[rows], x) for rows, x in ctx.parts()))
+        add_gradient(ctx.weight, gradient)
+        return None, None, None, None
+
+
+class _Join(torch.autograd.Function):
+    """y, to which a tap has been added."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, tap: Tensor) -> Tensor:
+        if y._is_view():
+            return y.view_as(y)
+        ctx.mark_dirty(y)  # and so not a view, which would refuse the in-place activation of a user
+        return y
+
+    @staticmethod
+    @once_differentiable  # a second derivative would miss the weight, which is a constant to autograd
+    def backward(ctx: Any, saved: tuple[Tensor, ...], delta: Tensor) -> tuple[Tensor, Tensor]:
+        return delta, delta
+
+
+def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
+    """Adds a gradient, sampled where it can be, to what is collected; see Note [Sampling inside backward]."""
+    if gradient.device.type == "meta":  # which has no numbers to sample
+        return
+    check_alone(weight)
+    assert weight.collected is not None  # as in every layer that samples in backward
+    collected, rule = weight.collected, weight.rule
+    if weight.scaler is not None and weight.scaler.is_enabled():  # see Note [Unscaled in backward]
+        gradient = gradient.scale(1 / weight.scaler.get_scale())
+    if weight.group is not None:  # see Note [Kept until the step]
+        kept = gradient if collected.kept is None else SummedGradient((collected.kept, gradient))
+        collected.kept = kept if kept.numel < kept.shape.numel() else DenseGradient(kept.dense())
+        return
+    sample = rule.sample(gradient, [weight.key], weight.previous_factor, weight.moments, collected.probes)
+    collected.probes = sample.probes
+    if collected.low_rank is None:
+        collected.low_rank = sample.low_rank
+        return
+    both = zip(collected.low_rank, sample.low_rank, strict=True)
+    total = LowRank(*(k_major(torch.cat(factors, dim=-1)) for factors in both))
+    collected.low_rank = recompressed(total, 4 * rule.rank + 4)
+
+
+def operator_of(weight: UnitaryWeight, delta: Tensor, input: Tensor) -> FactoredGradient:
+    """The gradient with the batch dimensions of the weight, and pairs (re, im) as complex numbers."""
+    if weight.is_complex and not delta.is_complex():
+        delta, input = (torch.view_as_complex(_at_least_float32(x).contiguous()) for x in (delta, input))
+    if delta.dtype != input.dtype:  # under autocast
+        delta, input = _at_least_float32(delta), _at_least_float32(input)
+    if weight.group is not None:
+        input = input.clone()  # its owner may write the next batch into it before the step
+    batch = as_matrix(weight.parameter, weight.is_complex).shape[:-2]
+    delta, input = (x.reshape(*batch, -1, x.size(-1)) for x in (delta, input))
+    return FactoredGradient(delta, input, weight.matrix.size(-1))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

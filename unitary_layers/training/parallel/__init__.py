@@ -1,0 +1,1 @@
+"""Gradients of many machines: averaged by their thin products, in the step or by a communication hook."""

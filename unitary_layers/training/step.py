@@ -1,0 +1,201 @@
+"""The only writer of unitary weights: a step from their gradients, and a retraction to the manifold."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..linalg import LowRank, nearest_unitary, unitarity_error
+from ..linalg.thin import add_low_rank_
+from ..projunn.gradient import DenseGradient, GradientOperator
+from ..projunn.rule import Sample
+from ..projunn.sampling import LINEAR_SAMPLERS, recompressed
+from .batch import Batch, Step, batches
+from .parallel.shared import with_gradients
+from .watch import watch
+from .weight import UnitaryWeight, unitary_weights
+
+
+@torch.no_grad()
+def projunn_step(module: nn.Module, *, lr_scale: float = 1.0) -> None:
+    """Moves every unitary weight of a module tree that has a gradient, then sets its ``.grad`` to None.
+
+    An optimiser over ``module.parameters()`` that steps next skips these weights: no weight decay, no momentum, no
+    second step. Without any gradient nothing happens; frozen weights stay as they are.
+
+    Args:
+        module: any module, for example an ``nn.Sequential`` with unitary layers in it.
+        lr_scale: factor of every rule's learning rate, for a schedule.
+
+    Raises:
+        TypeError, ValueError: for what is not a module, or not a finite factor of at least 0.
+        RuntimeError: if a gradient has a NaN or an infinity (unless its rule says "skip") or is sparse, if its step
+            overflows, or if a weight is not unitary (where its rule says "raise"), naming the weight; then no weight
+            was changed and all gradients are there.
+    """
+    if not isinstance(lr_scale, (int, float)) or not 0 <= lr_scale <= sys.float_info.max:
+        raise ValueError(f"expected lr_scale to be a finite number of at least 0, got {lr_scale!r}")
+    step_from_gradients(
+        unitary_weights(module),
+        lambda weight, gradient: Step(weight, gradient, weight.rule.with_lr(weight.rule.lr * lr_scale)),
+    )
+
+
+def step_from_gradients(
+    weights: Iterable[UnitaryWeight], to_take: Callable[[UnitaryWeight, GradientOperator | LowRank], Step]
+) -> None:
+    """Takes the step ``to_take(weight, gradient)`` of each weight that has a gradient, then drops the gradients."""
+    with torch.no_grad():
+        pairs = with_gradients(weights)
+        watch(weight for weight, _ in pairs)
+        take(to_take(weight, gradient) for weight, gradient in pairs)
+        for weight, _ in pairs:
+            weight.drop_gradient()
+
+
+# Note [A sample tells whether a gradient is finite]
+# A NaN or an infinity of G survives the product with a Gaussian matrix and the products that follow, so that looking at
+# the thin factors is enough and G is read once less. Only where a decomposition of more than that refuses it (the
+# samplers "column" and "svd") is G itself looked at.
+
+
+def take(steps: Iterable[Step]) -> None:
+    """Takes steps. All changes are computed before the first is written: an error leaves weights and states alone."""
+    pairs = [pair for batch in batches(steps) if (pair := _sampled(batch)) is not None]
+    changes = [_change(batch, sample) for batch, sample in pairs]
+    for (batch, sample), change in zip(pairs, changes, strict=True):
+        _write(batch, change, sample)
+
+
+def _change(batch: Batch, sample: Sample) -> LowRank:
+    with _naming(batch):
+        return batch.rule.change(batch.stack(batch.matrices), sample.low_rank)
+
+
+@contextmanager
+def _naming(batch: Batch) -> Iterator[None]:
+    """Tells which weights could not be stepped where numbers overflow, or a decomposition does not converge."""
+    try:
+        yield
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        names = ", ".join(repr(step.weight.name) for step in batch.steps)
+        raise RuntimeError(
+            f"no step of the unitary weights {names} at lr={batch.rule.lr:g}: {error}; no unitary weight was changed"
+        ) from error
+
+
+def _sampled(batch: Batch) -> tuple[Batch, Sample] | None:
+    """A batch and its sample, without the weights whose gradient is to be skipped; None if that are all."""
+    if isinstance(batch.direction, LowRank) or batch.rule.sampler not in LINEAR_SAMPLERS:
+        usable = _usable(batch, batch.direction)
+        return None if usable is None else (usable, _sample(usable))
+    sample = _sample(batch)
+    usable = _usable(batch, sample.low_rank)
+    if usable is None:
+        return None
+    return usable, sample if usable is batch else _sample(usable)
+
+
+def _sample(batch: Batch) -> Sample:
+    with _naming(batch):
+        if isinstance(batch.direction, LowRank):
+            return Sample(recompressed(batch.direction, batch.rule.rank), batch.probes)
+        return batch.rule.sample(batch.direction, batch.keys, batch.previous, batch.moments)
+
+
+def _usable(batch: Batch, seen: GradientOperator | LowRank) -> Batch | None:
+    """The batch without those weights whose gradient, of which this was seen, is not finite and is to be skipped."""
+    if _is_finite(seen):
+        return batch
+    parts: Sequence[GradientOperator | LowRank]
+    if isinstance(seen, LowRank):
+        parts = [LowRank(*factors) for factors in zip(*map(batch.unstack, seen), strict=True)]
+    else:
+        parts = [step.direction for step in batch.steps]
+    pairs = zip(batch.steps, parts, strict=True)
+    usable = tuple(step for step, part in pairs if _is_usable(step.weight, _is_finite(part)))
+    return Batch(usable) if usable else None
+
+
+def _is_finite(gradient: GradientOperator | LowRank) -> bool:
+    if isinstance(gradient, LowRank):
+        return all(DenseGradient(factor).is_finite() for factor in gradient)
+    return gradient.is_finite()
+
+
+def _is_usable(weight: UnitaryWeight, finite: bool) -> bool:
+    """Whether to go on with a gradient; False if it is not finite and is to be skipped."""
+    if finite:
+        return True
+    if weight.rule.nonfinite == "skip":
+        return False
+    raise RuntimeError(
+        f"expected a finite gradient of the unitary weight {weight.name!r} {tuple(weight.matrix.shape)}, got NaN or "
+        "infinity in it or in its products; no unitary weight was changed "
+        '(UpdateRule(nonfinite="skip") leaves such a weight out instead)'
+    )
+
+
+def _write(batch: Batch, change: LowRank, sample: Sample) -> None:
+    weights, matrices, keys = [step.weight for step in batch.steps], batch.matrices, batch.keys
+    if len(weights) == 1:
+        add_low_rank_(matrices[0], change)
+    else:
+        torch._foreach_add_(matrices, batch.unstack(change.matrix()))
+    torch._foreach_add_([weight.count for weight in weights], 1)
+    if batch.previous_factors:
+        _copy_(batch.previous_factors, batch.unstack(sample.low_rank.left))
+    if sample.probes is not None and (moments := batch.moments) is not None:
+        new = batch.rule.averaged(moments, sample.probes)
+        for buffers, values in zip(zip(*batch.moment_buffers, strict=True), new, strict=True):
+            _copy_(buffers, batch.unstack(values))
+    for step in batch.steps:
+        for buffer, value in step.state:
+            buffer.copy_(value)
+    period = batch.rule.retract_period(matrices[0].size(-1))
+    for weight, matrix, (_, count) in zip(weights, matrices, keys, strict=True):
+        if period and (count + 1) % period == 0:
+            matrix.copy_(nearest_unitary(matrix))
+        weight.seen.note(weight.parameter)
+
+
+def _copy_(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)
+
+
+def drop_gradients(module: nn.Module) -> None:
+    """Forgets the gradients of all unitary weights of a module tree.
+
+    ``optimizer.zero_grad()`` reaches ``.grad`` but not a factored gradient; each step drops both, and so do
+    ``zero_grad()`` of the layers and models here and of ``ProjUNN``. It is needed where a backward is not followed by
+    a step.
+    """
+    for weight in unitary_weights(module):
+        weight.drop_gradient()
+
+
+@torch.no_grad()
+def retract_(module: nn.Module) -> None:
+    """Replaces every unitary weight of a module tree by the nearest unitary one, in place, frozen ones included.
+
+    Raises:
+        ValueError: if a weight has a NaN or an infinity, naming it; then no weight was changed.
+    """
+    retracted = []
+    for weight in unitary_weights(module):
+        if not torch.isfinite(weight.matrix).all():
+            raise ValueError(f"expected a finite unitary weight {weight.name!r}, got NaN or infinity")
+        retracted.append((weight, nearest_unitary(weight.matrix)))
+    for weight, nearest in retracted:
+        weight.matrix.copy_(nearest)
+        weight.seen.note(weight.parameter)
+
+
+@torch.no_grad()
+def unitarity_error_of(module: nn.Module) -> Tensor:
+    """The largest ``|W^H W - I|_F`` among the unitary weights of a module tree, a tensor ``()``; 0 if it has none."""
+    errors = [unitarity_error(weight.matrix).amax() for weight in unitary_weights(module)]
+    return torch.stack([e.double() for e in errors]).amax() if errors else torch.zeros(())

@@ -1,0 +1,256 @@
+"""The unitary step beside that of another optimiser, the host: before it, from gradients that the host does not see."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from ...linalg import LowRank
+from ...projunn.gradient import GradientOperator
+from ..batch import Step
+from ..factored.amp import tell_owners
+from ..step import step_from_gradients
+from ..weight import UnitaryWeight, clear_collected, unitary_weights
+from .rates import BaseRates
+
+
+@contextmanager
+def without_parameters(optimizer: Optimizer, hidden: set[Tensor]) -> Iterator[None]:
+    """Within it the optimiser's groups lack the hidden parameters."""
+    groups = [(group, group["params"]) for group in optimizer.param_groups]
+    try:
+        for group, parameters in groups:
+            group["params"] = [p for p in parameters if p not in hidden]
+        yield
+    finally:
+        for group, parameters in groups:
+            group["params"] = parameters
+
+
+# Note [The host does not own the unitary weights]
+# Their step is taken before the host's, so that a gradient which is refused stops both; with a closure, which computes
+# the gradients within the host's step, after it. To undo what the host did to a weight one would need a copy of it; to
+# take its .grad away would leave weight averages inside the optimiser uncovered. So the weights leave the param_groups
+# for the duration of the host's step, without its closure, and return after it. Scaling, unscaling and clipping happen
+# before, or in the closure, and see them as usual. A host that differentiates the graph of the gradients needs the
+# weights that made them: it steps first too. What is around the step is there twice. A method of the instance knows
+# where the step begins and ends, whatever it calls and raises; hooks are there for who has kept the host's own method.
+
+NAME = "_unitary_host"
+
+
+class Host:
+    """An optimiser beside which the unitary weights of one or more modules are stepped, all at once."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.attached: list[tuple[nn.Module, GradScaler | None]] = []
+        self.rates = BaseRates()
+        self.hiding: Any = None
+        self.entered = False  # by our method, so that hooks have nothing to do
+        self.in_step = self.has_closed = False  # whether within the host's step; and behind its closure
+        self.is_late = self.to_zero = False  # whether to step after the host; and to zero gradients before its closure
+        if not hasattr(type(optimizer).step, "hooked"):  # wrappers that do not call Optimizer.__init__
+            optimizer._patch_step_function()  # type: ignore[no-untyped-call]  # torch's has no annotations
+        self.handles = [optimizer.register_step_pre_hook(self.before), optimizer.register_step_post_hook(self.after)]
+        if hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):  # such a wrapper has none
+            self.handles.append(optimizer.register_state_dict_pre_hook(lambda _: self.show()))
+            self.handles.append(optimizer.register_load_state_dict_pre_hook(lambda *_: self.show()))
+        self.replaced = {name: getattr(optimizer, name) for name in ("step", "zero_grad")}
+        self.ours = {name: MethodType(self.method(name), optimizer) for name in self.replaced}
+        vars(optimizer).update({**self.ours, NAME: self})  # as schedulers do
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """The host's step with ours beside it, or its ``zero_grad`` for all weights."""
+        of_torch = self.replaced[name]
+
+        @functools.wraps(of_torch)
+        def step(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            (_, *args), kwargs = self.before(optimizer, (optimizer, *args), kwargs)
+            self.entered = True
+            try:
+                result = of_torch(*args, **kwargs)
+            finally:
+                self.entered = False
+                self.show()
+            self.after(optimizer, (), {})
+            return result
+
+        @functools.wraps(of_torch)
+        def zero_grad(_: Optimizer, *args: Any, **kwargs: Any) -> None:
+            self.zero_grad(functools.partial(of_torch, *args, **kwargs))
+
+        return step if name == "step" else zero_grad
+
+    def weights(self) -> list[UnitaryWeight]:
+        """The unitary weights of all modules, each once."""
+        found = [weight for module, _ in self.attached for weight in unitary_weights(module)]
+        return list({id(weight.parameter): weight for weight in reversed(found)}.values())[::-1]
+
+    def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """Before the host's step: ours, if the gradients are there; and the weights out of sight."""
+        if self.entered:
+            return args, kwargs
+        self.show()
+        hidden: set[Tensor] = {weight.parameter for weight in self.weights()}
+        closure = _closure(args, kwargs)
+        self.is_late = closure is not None or any(p.grad is not None and p.grad.requires_grad for p in hidden)
+        if self.is_late:
+            self.rates.factors(optimizer, hidden)  # raises now, if it does
+        elif not self.take(optimizer):  # as the scaler would skip the step, had it seen these gradients
+            hidden.update(p for group in optimizer.param_groups for p in group["params"])
+        self.has_closed = self.to_zero = False
+        self.hide(optimizer, hidden)
+        if closure is None:
+            return args, kwargs
+
+        @functools.wraps(closure)
+        def seeing(*args: Any, **kwargs: Any) -> Any:
+            self.show()
+            if self.to_zero:
+                self.drop_gradients()
+            loss = closure(*args, **kwargs)
+            if self.attached:
+                self.has_closed = True
+                self.hide(optimizer, {weight.parameter for weight in self.weights()})
+            return loss
+
+        return ((optimizer, seeing, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"closure": seeing})
+
+    def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """After the host's step: the weights back in sight, and our step, if it was to wait for the host's."""
+        if self.entered:
+            return
+        self.show()
+        if self.is_late:
+            self.is_late = False
+            self.take(optimizer)
+
+    def take(self, optimizer: Optimizer) -> bool:
+        """Takes the unitary step; False where an overflow that the scaler has not seen forbids it to the host too."""
+        weights = self.weights()
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and float(found_inf) > 0:
+            return True  # and a fused host takes none
+        for module, scaler in self.attached:
+            if scaler is not None and _has_overflowed(module, scaler) and scaler.is_enabled():
+                clear_collected(weights)
+                for found in scaler._found_inf_per_device(optimizer).values():
+                    found.fill_(1)  # and its next update lowers the scale
+                return False
+        scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+        factors = self.rates.factors(optimizer, {weight.parameter for weight in weights})
+
+        def to_take(weight: UnitaryWeight, gradient: GradientOperator | LowRank) -> Step:
+            factor, uphill = factors[weight.parameter]
+            # A fused optimiser was to unscale the gradients itself.
+            by = (-1.0 if uphill else 1.0) / (1.0 if scale is None or weight.is_factored else float(scale))
+            rule = weight.rule.with_lr(weight.rule.lr * factor)
+            return Step(weight, gradient if by == 1 else gradient.scale(by), rule)
+
+        step_from_gradients(weights, to_take)
+        return True
+
+    def hide(self, optimizer: Optimizer, hidden: set[Tensor]) -> None:
+        """Takes parameters out of the groups, for the host's step."""
+        self.in_step = True
+        self.hiding = without_parameters(optimizer, hidden)
+        self.hiding.__enter__()
+
+    def show(self) -> None:
+        """Puts the parameters back into the groups, if they are hidden."""
+        self.in_step = False
+        if self.hiding is not None:
+            self.hiding.__exit__(None, None, None)
+            self.hiding = None
+
+    def zero_grad(self, of_torch: Callable[[], None]) -> None:
+        """That of the host for factored gradients too; and within its step for weights that it does not see.
+
+        What a closure has left there is for the step that is to come, though the host is done with it, if it does not
+        call the closure once more.
+        """
+        of_torch()
+        if not self.in_step:
+            clear_collected(self.weights())
+        elif self.has_closed:
+            self.to_zero = True
+        else:
+            self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Forgets those of all unitary weights."""
+        self.to_zero = False
+        for weight in self.weights():
+            weight.drop_gradient()
+
+    def remove(self, optimizer: Optimizer, entry: tuple[nn.Module, GradScaler | None]) -> None:
+        """Lets go of one module, and of the optimiser after the last."""
+        self.show()
+        self.attached.remove(entry)
+        if entry[1] is not None:
+            tell_owners(entry[0], None)
+            for module, scaler in self.attached:
+                if scaler is not None:
+                    tell_owners(module, scaler)
+        if self.attached:
+            return
+        while self.handles:
+            self.handles.pop().remove()
+        vars(optimizer).pop(NAME, None)
+        for name, of_torch in self.replaced.items():
+            if vars(optimizer).get(name) is self.ours[name]:  # nobody has wrapped it since
+                del vars(optimizer)[name]
+                if getattr(optimizer, name) != of_torch:
+                    vars(optimizer)[name] = of_torch
+
+
+def host_of(optimizer: Optimizer) -> Host:
+    """The host that an optimiser is already, or a new one.
+
+    Raises:
+        TypeError: for a wrapper of optimisers that has no hooks around its step.
+    """
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise TypeError(
+            f"expected an optimizer with step hooks, got a {type(optimizer).__name__} that never called "
+            "Optimizer.__init__; attach to the optimizer that it wraps"
+        )
+    found = vars(optimizer).get(NAME)
+    return found if isinstance(found, Host) else Host(optimizer)
+
+
+def _closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+    """What was given to ``step(closure)``, of whose arguments the first is the optimiser itself."""
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    return closure if callable(closure) else None
+
+
+def _has_overflowed(module: nn.Module, scaler: GradScaler) -> bool:
+    """Whether a factored gradient is not finite; refuses those that the scaler cannot serve."""
+    weights = list(unitary_weights(module))
+    for weight in weights:
+        # A rank alone cannot tell whether the sum over all overflows; see Note [Kept until the step].
+        if weight.group is not None and weight.collected is not None:
+            raise ValueError(
+                f"expected a dense gradient of {weight.name!r}, which shares its gradients with other ranks, under a "
+                'GradScaler; got gradient="factored"'
+            )
+        # A layer that came into the tree later was not told the scaler when backward sampled its gradient.
+        is_sampled = weight.collected is not None and weight.collected.low_rank is not None
+        if scaler.is_enabled() and is_sampled and weight.scaler is not scaler:
+            raise RuntimeError(
+                f"expected the layer of {weight.name!r} to know the GradScaler of attach, got a factored gradient that "
+                "was never unscaled; call use_grad_scaler(model, scaler) when layers have been added or replaced"
+            )
+    return not all(map(_is_finite_if_factored, weights))
+
+
+def _is_finite_if_factored(weight: UnitaryWeight) -> bool:
+    factors = None if weight.collected is None else weight.collected.low_rank
+    return factors is None or all(bool(torch.isfinite(factor).all()) for factor in factors)

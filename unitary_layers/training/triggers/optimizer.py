@@ -1,0 +1,234 @@
+"""One optimiser for a whole model: projUNN for its unitary weights, a rule of torch for the rest."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from timm.optim._optim_factory import OptimInfo, default_registry
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer, RMSprop
+from torch.optim.optimizer import ParamsT
+
+from ...linalg import LowRank
+from ...projunn.gradient import DenseGradient, GradientOperator
+from ...projunn.moments import Moments
+from ...projunn.rule import UpdateRule
+from ..batch import Step
+from ..owners import Lookup
+from ..step import step_from_gradients
+from ..weight import UnitaryWeight, as_matrix, clear_collected
+from .host import without_parameters
+
+DIRECTIONS = ("plain", "momentum", "rmsprop", "moments")
+BASES: dict[str, type[Optimizer]] = {"rmsprop": RMSprop, "sgd": SGD, "adamw": AdamW}
+
+
+class ProjUNN(Optimizer):
+    r"""Trains a whole model: its unitary weights by projUNN, all other parameters by an optimiser of torch.
+
+    Variant, rank and sampler of a unitary weight are those of its layer's ``UpdateRule``; its learning rate is
+    ``lr * unitary_lr_scale`` of its group here. Weight decay does not reach unitary weights. How they are told apart
+    from the rest is told in Note [How an optimiser knows a unitary weight].
+
+    Momentum on the manifold: the buffer averages the gradients of the ambient space, ``m <- momentum m + G``, and the
+    step goes against m. projUNN-T uses of it only the part tangent to the manifold at the present W; projection to
+    the tangent space is a vector transport for a submanifold (Absil, Mahony, Sepulchre, "Optimization Algorithms on
+    Matrix Manifolds", 2008, section 8.1.3), and, being linear, it may as well be applied once to the sum as to each
+    old gradient. projUNN-D maps ``W - lr m_k`` to the nearest unitary matrix, which agrees with that to first order
+    in the step.
+
+    Args:
+        params: parameters or groups of them; a group may set each of the options below.
+        lr: learning rate of the ordinary parameters.
+        unitary_lr_scale: learning rate of the unitary weights as a multiple of ``lr``. The paper's recurrent recipe is
+            1/32, that for images 1/10.
+        direction: what a unitary weight goes against: its gradient ("plain"), a moving sum of it ("momentum"), or the
+            gradient divided elementwise by the root of a moving average of its ``|g|^2`` ("rmsprop"), or by that of
+            its rows and columns ("moments"; see Note [Preconditioning without a matrix]). Of a layer with
+            ``gradient="factored"`` the layer's rule has decided that already, in backward, where a ``GradScaler``
+            does not see it: call :func:`unitary_layers.use_grad_scaler`.
+        momentum: factor of the old momentum, for ``direction="momentum"``, and of a base that has one.
+        alpha: factor of the old average of ``|g|^2``, for ``direction="rmsprop"``, and of a base that has one.
+        eps: added to the root.
+        weight_decay: of the ordinary parameters, in the way of their base.
+        maximize: go up instead of down.
+        base: the rule for the ordinary parameters: "rmsprop", "sgd" or "adamw".
+
+    Raises:
+        TypeError, ValueError: for an option that is not a finite number, or out of range.
+        ValueError: in ``step``, for a factored gradient and ``direction="momentum"``.
+        RuntimeError: in ``step``, for a gradient of a unitary weight with a NaN or an infinity, as ``projunn_step``
+            does, or one whose average overflows; then no parameter and no average has changed.
+
+    Source of the directions and rates: Kiani et al., arXiv 2203.05483, section 4 and appendix E.
+
+    Example:
+        >>> optimizer = ProjUNN(UnitaryLinear(8, 8).parameters(), lr=1e-3)
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        *,
+        unitary_lr_scale: float = 1 / 32,
+        direction: str = "rmsprop",
+        momentum: float = 0.0,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        base: str = "rmsprop",
+    ) -> None:
+        if base not in tuple(BASES):
+            raise ValueError(f"expected base to be one of {tuple(BASES)}, got {base!r}")
+        options = {"unitary_lr_scale": unitary_lr_scale, "direction": direction, "momentum": momentum, "alpha": alpha}
+        options |= {"lr": lr, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        self._lookup = Lookup()
+        self._base: Optimizer | None = None
+        self._base_name = base
+        super().__init__(params, options)
+        self._build_base()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if isinstance(param_group, dict):
+            _check(self.defaults | param_group)
+        super().add_param_group(param_group)
+        _check(self.param_groups[-1])
+        if self._base is not None:
+            for key, value in self._base.defaults.items():
+                self.param_groups[-1].setdefault(key, value)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it looks at modules, counters and numbers
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # no overloads
+        """Takes one step of all parameters that have a gradient; those of unitary weights are None afterwards.
+
+        Args:
+            closure: evaluates the model anew, calls backward and returns the loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = {p: group for group in self.param_groups for p in group["params"]}
+        weights = self._unitary_weights()
+        for p, weight in weights.items():
+            _check_factored(weight, groups[p])
+        step_from_gradients(
+            weights.values(), lambda weight, gradient: self._to_take(weight, gradient, groups[weight.parameter])
+        )
+        with without_parameters(self, set(weights)):
+            assert self._base is not None  # since the constructor
+            self._base.param_groups, self._base.state = self.param_groups, self.state  # others may have been assigned
+            self._base.step()
+        return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_base_name": self._base_name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:
+            _check(group)
+        super().__setstate__(state)
+        self._build_base()
+
+    def _build_base(self) -> None:
+        """The optimiser of the ordinary parameters, over these same groups and this same state."""
+        self._lookup = Lookup()
+        options = {name: self.defaults[name] for name in ("lr", "weight_decay", "maximize")}
+        self._base = BASES[self._base_name](self.param_groups, **options)
+        self._base.param_groups = self.param_groups
+        self._base.state = self.state
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's, and for factored gradients too."""
+        super().zero_grad(set_to_none)
+        clear_collected(self._unitary_weights().values())
+
+    def _unitary_weights(self) -> dict[Tensor, UnitaryWeight]:
+        """The unitary weights among the parameters, as their modules see them now: a rule may be another one."""
+        return self._lookup.weights([p for group in self.param_groups for p in group["params"]])
+
+    def _to_take(self, weight: UnitaryWeight, gradient: GradientOperator | LowRank, group: dict[str, Any]) -> Step:
+        """The step of a weight, and of what is kept here about it."""
+        rule, direction = _rule(weight, group), group["direction"]
+        if group["maximize"]:
+            gradient = gradient.scale(-1.0)
+        if isinstance(gradient, LowRank) or weight.is_factored or direction == "plain":
+            return Step(weight, gradient, rule)
+        if direction == "moments":
+            return Step(self._with_moments(weight), gradient, rule)
+        g = gradient.dense()
+        if direction == "momentum":
+            buffer = self._buffer(weight, "momentum_buffer")
+            moving = (buffer * group["momentum"]).add_(g)
+            return Step(weight, DenseGradient(moving), rule, [(buffer, moving)])
+        buffer = self._buffer(weight, "square_avg", real=True)
+        modulus = g.abs()  # |g|^2 and not g * g, which for complex g is not even real
+        square = (buffer * group["alpha"]).addcmul_(modulus, modulus, value=1 - group["alpha"])
+        # 0 * infinity is NaN: an average that has overflowed is refused, for it would stop the weight for good.
+        root = square.sqrt().add_(group["eps"]).add_(square, alpha=0)
+        return Step(weight, DenseGradient(g / root), rule, [(buffer, square)])
+
+    def _with_moments(self, weight: UnitaryWeight) -> UnitaryWeight:
+        """The weight with moments of this optimiser, which the step then updates."""
+        state = self.state[weight.parameter]
+        names = [f"{name}_moments" for name in Moments._fields]
+        for name in names:
+            if name not in state:
+                state[name] = weight.matrix.real.new_zeros(weight.matrix.shape[:-1])
+        return replace(weight, moments=Moments(*(state[name] for name in names)))
+
+    def _buffer(self, weight: UnitaryWeight, name: str, *, real: bool = False) -> Tensor:
+        """A moving average ``(..., n, n)``, zero at first; a complex one is stored as pairs, as the weight is."""
+        state = self.state[weight.parameter]
+        if name not in state:
+            like = weight.matrix.real if real else weight.parameter
+            state[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
+        return state[name] if real else as_matrix(state[name], weight.is_complex)
+
+
+def _rule(weight: UnitaryWeight, group: dict[str, Any]) -> UpdateRule:
+    """The layer's rule at the group's rate; where the optimiser has its own direction, with its own preconditioner."""
+    rule = weight.rule.with_lr(float(group["lr"]) * group["unitary_lr_scale"])
+    if group["direction"] == "plain" or weight.is_factored:
+        return rule
+    return replace(rule, precondition=group["direction"] == "moments", alpha=group["alpha"])
+
+
+def _check_factored(weight: UnitaryWeight, group: dict[str, Any]) -> None:
+    if group["direction"] == "momentum" and weight.is_factored:
+        raise ValueError(
+            f'expected a direction without a matrix for the factored gradient of {weight.name!r}, got "momentum"; '
+            'take gradient="dense", or UpdateRule(sampler="power"), which carries the last step on'
+        )
+
+
+def _check(group: dict[str, Any]) -> None:
+    """Refuses options out of range, and makes integers floats."""
+    if group["direction"] not in DIRECTIONS:
+        raise ValueError(f"expected direction to be one of {DIRECTIONS}, got {group['direction']!r}")
+    for name in ("lr", "unitary_lr_scale", "eps", "weight_decay"):
+        if not 0 <= group[name] <= sys.float_info.max:
+            raise ValueError(f"expected {name} >= 0 and finite, got {group[name]}")
+        if isinstance(group[name], int):  # beyond 64 bits torch takes floats alone
+            group[name] = float(group[name])
+    for name in ("momentum", "alpha"):
+        if not 0 <= group[name] < 1:
+            raise ValueError(f"expected {name} in [0, 1), got {group[name]}")
+
+
+def register_with_timm() -> None:
+    """Makes ``timm.optim.create_optimizer_v2(model, "projunn")`` work; a second call does nothing."""
+    if "projunn" not in default_registry.list_optimizers():
+        info = OptimInfo(
+            name="projunn",
+            opt_class=ProjUNN,
+            description="projUNN's rank-k updates for unitary weights, RMSprop for all others",
+            has_eps=True,
+            has_momentum=True,
+        )
+        default_registry.register(info)

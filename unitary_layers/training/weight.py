@@ -1,0 +1,210 @@
+"""A unitary weight inside a module, and how it is found in a module tree."""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.distributed import ProcessGroup
+
+from ..linalg import LowRank
+from ..projunn.gradient import DenseGradient, GradientOperator
+from ..projunn.moments import Moments, Probes
+from ..projunn.rule import UpdateRule
+
+
+class Collected:
+    """The factored gradient of one weight between its backward passes and its step, where it takes the place of .grad.
+
+    Attributes:
+        low_rank: the sum of the samples over the uses of the weight so far, or None.
+        probes: the sum of theirs, for a rule with ``precondition``.
+        kept: the sum itself, not yet sampled, of a weight that shares its gradients with other ranks; or None.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything, as ``zero_grad`` does."""
+        self.low_rank: LowRank | None = None
+        self.probes: Probes | None = None
+        self.kept: GradientOperator | None = None
+
+    def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Applies a function of real tensors to each, as ``nn.Module._apply`` does; to complex ones as pairs."""
+
+        def moved(t: Tensor) -> Tensor:
+            return torch.view_as_complex(fn(torch.view_as_real(t))) if t.is_complex() else fn(t)
+
+        self.low_rank = None if self.low_rank is None else LowRank(*map(moved, self.low_rank))
+        self.probes = None if self.probes is None else Probes(*map(moved, self.probes))
+        self.kept = None if self.kept is None else DenseGradient(moved(self.kept.dense()))
+
+
+class Seen:
+    """What torch counts of a weight's memory since it was last known to be unitary; see Note [Off the manifold]."""
+
+    def __init__(self) -> None:
+        self._mark: tuple[int, int] | None = None
+
+    def note(self, parameter: Tensor) -> None:
+        """Keeps in mind that the parameter is unitary now."""
+        self._mark = self._of(parameter)
+
+    def is_of(self, parameter: Tensor) -> bool:
+        """Whether nothing has written the parameter since."""
+        return self._mark is not None and self._mark == self._of(parameter)
+
+    @staticmethod
+    def _of(parameter: Tensor) -> tuple[int, int] | None:
+        if parameter.is_inference():  # torch counts no versions of these, and nothing trains them
+            return None
+        return parameter._version, parameter.data_ptr()
+
+
+# Note [What belongs to a tensor]
+# Two modules that share a weight share its ``.grad``, which torch keeps with the tensor. So do they here: what backward
+# has collected of a weight, and what is known of its memory, is kept by the tensor's identity and not by a module, and
+# goes when the tensor goes. As ``.grad``, it does not travel with a copy or with what is saved.
+
+_records: dict[int, tuple[Collected, Seen]] = {}
+
+
+def record_of(parameter: Tensor) -> tuple[Collected, Seen]:
+    """What belongs to the tensor itself, whichever modules hold it; see Note [What belongs to a tensor]."""
+    record = _records.get(id(parameter))
+    if record is None:
+        record = _records[id(parameter)] = (Collected(), Seen())
+        weakref.finalize(parameter, _records.pop, id(parameter), None).atexit = False
+    return record
+
+
+@dataclass(eq=False, slots=True)  # not frozen: that takes a microsecond more, for each weight at each step
+class UnitaryWeight:
+    """One unitary weight and what its module keeps about it, at one moment: assigning to it changes no module.
+
+    Attributes:
+        name: name of the parameter, qualified by the module tree it was found in.
+        parameter: what is stored, ``(..., n, n)``, or ``(..., n, n, 2)`` for a complex weight.
+        is_complex: whether the parameter holds pairs (real part, imaginary part).
+        rule: how it moves.
+        count: int64 buffer ``()``, number of its steps so far.
+        previous: buffer of the shape of a left factor for the power sampler, stored as the parameter is; or None.
+        index: position among the unitary weights of that tree, or in its layer if its gradient is factored; part of the
+            key of its random numbers.
+        moments: buffers ``(..., n)`` of a rule with ``precondition``, or None.
+        collected: the place of its sampled gradient, in a layer with ``gradient="factored"``; else None.
+        seen: when it was last known to be unitary.
+        group: the ranks that it shares its gradients with, or None.
+        scaler: what scales the losses; see Note [Unscaled in backward].
+    """
+
+    name: str
+    parameter: nn.Parameter
+    is_complex: bool
+    rule: UpdateRule
+    count: Tensor
+    previous: Tensor | None = None
+    index: int = 0
+    moments: Moments | None = None
+    collected: Collected | None = None
+    seen: Seen = field(default_factory=Seen)
+    group: ProcessGroup | None = None
+    scaler: GradScaler | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What the random numbers of the next step depend on, next to the seed."""
+        return self.index, int(self.count)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The unitary matrices ``(..., n, n)``, a view of the parameter's memory without a graph."""
+        return as_matrix(self.parameter.detach(), self.is_complex)
+
+    @property
+    def previous_factor(self) -> Tensor | None:
+        """The left factor of the step before ``(..., n, k)``, for the power sampler."""
+        return None if self.previous is None else as_matrix(self.previous, self.is_complex)
+
+    @property
+    def gradient(self) -> GradientOperator | LowRank | None:
+        """The gradient of :attr:`matrix`, already sampled if it is factored; None where there is none, or if frozen."""
+        if not self.parameter.requires_grad:
+            return None
+        gradient = self.parameter.grad
+        if self.collected is not None and (found := self.collected.low_rank or self.collected.kept) is not None:
+            if gradient is not None:
+                raise ValueError(
+                    f"expected one gradient of the unitary weight {self.name!r}, got a factored one and .grad, to "
+                    'which a penalty or a tied layer may have added; take gradient="dense"'
+                )
+            return found
+        if gradient is None:
+            return None
+        if gradient.layout != torch.strided:
+            raise RuntimeError(f"expected a dense gradient of the unitary weight {self.name!r}, got {gradient.layout}")
+        return DenseGradient(as_matrix(gradient.detach().contiguous(), self.is_complex))
+
+    @property
+    def is_factored(self) -> bool:
+        """Whether its gradient is collected in backward; alike on all ranks, of which some may have none."""
+        return self.collected is not None and self.parameter.grad is None
+
+    def placed(self, name: str, index: int) -> "UnitaryWeight":
+        """The same weight by its name and place in a larger tree."""
+        if self.collected is not None:  # its layer may sample it in backward, where it does not know its place
+            index = self.index
+        # Spelt out: dataclasses.replace takes four times as long.
+        parts = (self.parameter, self.is_complex, self.rule, self.count, self.previous)
+        rest = (self.moments, self.collected, self.seen, self.group, self.scaler)
+        return UnitaryWeight(name, *parts, index, *rest)
+
+    def drop_gradient(self) -> None:
+        """Forgets the gradient, as ``zero_grad`` does."""
+        self.parameter.grad = None
+        clear_collected([self])
+
+
+@runtime_checkable
+class UnitaryOwner(Protocol):
+    """A module that owns unitary weights: anything with this one method is found by :func:`unitary_weights`."""
+
+    def own_unitary_weights(self) -> Iterable[UnitaryWeight]:
+        """The weights that the module itself registers, by their local names."""
+        ...
+
+
+def as_matrix(stored: Tensor, is_complex: bool) -> Tensor:
+    """The matrix that a stored tensor stands for: a complex view of real pairs ``(..., 2)``, or the tensor itself."""
+    return torch.view_as_complex(stored) if is_complex else stored
+
+
+def unitary_weights(module: nn.Module) -> Iterator[UnitaryWeight]:
+    """All unitary weights of a module tree in the order of its modules, each once even where it is tied.
+
+    Raises:
+        TypeError: for what is not a module.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected a module, got {type(module).__name__}")
+    seen: set[int] = set()
+    for prefix, owner in module.named_modules():
+        if not hasattr(type(owner), "own_unitary_weights"):  # isinstance of a protocol takes ten times as long
+            continue
+        for weight in owner.own_unitary_weights():
+            if id(weight.parameter) not in seen:
+                name = f"{prefix}.{weight.name}" if prefix else weight.name
+                yield weight.placed(name, len(seen))
+                seen.add(id(weight.parameter))
+
+
+def clear_collected(weights: Iterable[UnitaryWeight]) -> None:
+    """Forgets the sampled gradients of factored weights, and leaves ``.grad`` alone."""
+    for weight in weights:
+        if weight.collected is not None:
+            weight.collected.clear()
