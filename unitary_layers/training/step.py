@@ -1,8 +1,13 @@
-"""The only writer of unitary weights: a step from their gradients, and a retraction to the manifold."""
+"""The only writer of unitary weights: a step from their gradients, and a retraction to the manifold.
+
+A step is a straight line, each stage a function of what the one before has returned: gather the gradients, check the
+weights, group what moves together, sample, rotate, write.
+"""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,32 +51,88 @@ def projunn_step(module: nn.Module, *, lr_scale: float = 1.0) -> None:
 def step_from_gradients(
     weights: Iterable[UnitaryWeight], to_take: Callable[[UnitaryWeight, GradientOperator | LowRank], Step]
 ) -> None:
-    """Takes the step ``to_take(weight, gradient)`` of each weight that has a gradient, then drops the gradients."""
+    """Takes the step ``to_take(weight, gradient)`` of each weight that has a gradient, then drops the gradients.
+
+    Whatever can fail comes before the first write: an error leaves weights, gradients and states alone.
+    """
     with torch.no_grad():
-        pairs = with_gradients(weights)
-        watch(weight for weight, _ in pairs)
-        take(to_take(weight, gradient) for weight, gradient in pairs)
-        for weight, _ in pairs:
+        gathered = with_gradients(weights)
+        watch(weight for weight, _ in gathered)
+        grouped = batches(to_take(weight, gradient) for weight, gradient in gathered)
+        sampled = [found for batch in grouped if (found := sample(batch)) is not None]
+        for move in [rotate(*found) for found in sampled]:
+            write(move)
+        for weight, _ in gathered:
             weight.drop_gradient()
+
+
+class Move(NamedTuple):
+    """What a batch of weights is to become.
+
+    Attributes:
+        batch: the weights.
+        sample: what stood for their gradients.
+        change: what is to be added to them, ``(..., n, n)``.
+    """
+
+    batch: Batch
+    sample: Sample
+    change: LowRank
 
 
 # Note [A sample tells whether a gradient is finite]
 # A NaN or an infinity of G survives the product with a Gaussian matrix and the products that follow, so that looking at
 # the thin factors is enough and G is read once less. Only where a decomposition of more than that refuses it (the
-# samplers "column" and "svd") is G itself looked at.
+# samplers "column" and "svd") is G itself looked at, before it is sampled.
 
 
-def take(steps: Iterable[Step]) -> None:
-    """Takes steps. All changes are computed before the first is written: an error leaves weights and states alone."""
-    pairs = [pair for batch in batches(steps) if (pair := _sampled(batch)) is not None]
-    changes = [_change(batch, sample) for batch, sample in pairs]
-    for (batch, sample), change in zip(pairs, changes, strict=True):
-        _write(batch, change, sample)
+def sample(batch: Batch) -> tuple[Batch, Sample] | None:
+    """A batch and its sample, without the weights whose gradient is not finite and to be skipped; None if that are all.
+
+    Raises:
+        RuntimeError: for a gradient that is not finite and not to be skipped.
+    """
+    is_refused = isinstance(batch.direction, LowRank) or batch.rule.sampler not in LINEAR_SAMPLERS
+    taken = None if is_refused else _sample(batch)
+    usable = _usable(batch, batch.direction if taken is None else taken.low_rank)
+    if usable is None:
+        return None
+    return usable, taken if taken is not None and usable is batch else _sample(usable)
 
 
-def _change(batch: Batch, sample: Sample) -> LowRank:
+def rotate(batch: Batch, sample: Sample) -> Move:
+    """The change of the weights of a batch for a sample of their gradients."""
     with _naming(batch):
-        return batch.rule.change(batch.stack(batch.matrices), sample.low_rank)
+        return Move(batch, sample, batch.rule.change(batch.stack(batch.matrices), sample.low_rank))
+
+
+def write(move: Move) -> None:
+    """Writes a change, the states that go with it, and the retraction where one is due."""
+    batch, weights = move.batch, [step.weight for step in move.batch.steps]
+    counts = [count for _, count in batch.keys]  # before they are written
+    if len(weights) == 1:
+        add_low_rank_(batch.matrices[0], move.change)
+    else:
+        torch._foreach_add_(batch.matrices, batch.unstack(move.change.matrix()))
+    _write_states(batch, move.sample)
+    period = batch.rule.retract_period(batch.matrices[0].size(-1))
+    for weight, matrix, count in zip(weights, batch.matrices, counts, strict=True):
+        if period and (count + 1) % period == 0:
+            matrix.copy_(nearest_unitary(matrix))
+        weight.seen.note(weight.parameter)
+
+
+def _write_states(batch: Batch, sample: Sample) -> None:
+    torch._foreach_add_([step.weight.count for step in batch.steps], 1)
+    if batch.previous_factors:
+        _copy_(batch.previous_factors, batch.unstack(sample.low_rank.left))
+    if sample.probes is not None and (moments := batch.moments) is not None:
+        new = batch.rule.averaged(moments, sample.probes)
+        for buffers, values in zip(zip(*batch.moment_buffers, strict=True), new, strict=True):
+            _copy_(buffers, batch.unstack(values))
+    for step in batch.steps:
+        for buffer, value in step.state:
+            buffer.copy_(value)
 
 
 @contextmanager
@@ -84,18 +145,6 @@ def _naming(batch: Batch) -> Iterator[None]:
         raise RuntimeError(
             f"no step of the unitary weights {names} at lr={batch.rule.lr:g}: {error}; no unitary weight was changed"
         ) from error
-
-
-def _sampled(batch: Batch) -> tuple[Batch, Sample] | None:
-    """A batch and its sample, without the weights whose gradient is to be skipped; None if that are all."""
-    if isinstance(batch.direction, LowRank) or batch.rule.sampler not in LINEAR_SAMPLERS:
-        usable = _usable(batch, batch.direction)
-        return None if usable is None else (usable, _sample(usable))
-    sample = _sample(batch)
-    usable = _usable(batch, sample.low_rank)
-    if usable is None:
-        return None
-    return usable, sample if usable is batch else _sample(usable)
 
 
 def _sample(batch: Batch) -> Sample:
@@ -136,29 +185,6 @@ def _is_usable(weight: UnitaryWeight, finite: bool) -> bool:
         "infinity in it or in its products; no unitary weight was changed "
         '(UpdateRule(nonfinite="skip") leaves such a weight out instead)'
     )
-
-
-def _write(batch: Batch, change: LowRank, sample: Sample) -> None:
-    weights, matrices, keys = [step.weight for step in batch.steps], batch.matrices, batch.keys
-    if len(weights) == 1:
-        add_low_rank_(matrices[0], change)
-    else:
-        torch._foreach_add_(matrices, batch.unstack(change.matrix()))
-    torch._foreach_add_([weight.count for weight in weights], 1)
-    if batch.previous_factors:
-        _copy_(batch.previous_factors, batch.unstack(sample.low_rank.left))
-    if sample.probes is not None and (moments := batch.moments) is not None:
-        new = batch.rule.averaged(moments, sample.probes)
-        for buffers, values in zip(zip(*batch.moment_buffers, strict=True), new, strict=True):
-            _copy_(buffers, batch.unstack(values))
-    for step in batch.steps:
-        for buffer, value in step.state:
-            buffer.copy_(value)
-    period = batch.rule.retract_period(matrices[0].size(-1))
-    for weight, matrix, (_, count) in zip(weights, matrices, keys, strict=True):
-        if period and (count + 1) % period == 0:
-            matrix.copy_(nearest_unitary(matrix))
-        weight.seen.note(weight.parameter)
 
 
 def _copy_(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
