@@ -1,5 +1,6 @@
 """Docstrings as Markdown: what they have of reStructuredText, and the sections that griffe does not know."""
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import griffe
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from notes import anchor, notes  # noqa: E402
+from notes import anchor, notes
 
+LOG = logging.getLogger("mkdocs.hooks.docstrings")  # its warnings make --strict fail
 REFERENCE = Path(__file__).parents[1] / "reference"
 ROLE = re.compile(r":(?:func|class|meth|attr|mod):`~?([\w.]+)`")
 NOTE = re.compile(r"\bNote\s+\[([^\]]+)\]")
@@ -50,7 +52,9 @@ class Docstrings(griffe.Extension):
 
     def _note(self, found: re.Match[str]) -> str:
         name = re.sub(r"\s+", " ", found[1])
-        return f"Note [{name}][{anchor(name)}]" if name in self.notes else f"Note “{name}”"
+        if name not in self.notes:
+            LOG.warning("a docstring refers to Note [%s], which is not in the code", name)
+        return f"Note [{name}][{anchor(name)}]"
 
 
 def _section(found: re.Match[str]) -> str:
@@ -59,4 +63,4 @@ def _section(found: re.Match[str]) -> str:
     body = "\n".join(line[4:] for line in lines)
     if found[1] != "Shape":
         body = re.sub(r"^(\w+): ", r"- `\1`: ", body, flags=re.MULTILINE)
-    return f"**{found[1]}**\n\n{body}\n"
+    return f"**{found[1]}:**\n\n{body}\n"

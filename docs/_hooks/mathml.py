@@ -8,7 +8,7 @@ from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 
 # What pymdownx.arithmatex leaves with ``generic: true``.
-FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>([.,:;?!)]*)', re.DOTALL)
 
 
 def mathml(latex: str, *, block: bool) -> str:
@@ -29,8 +29,10 @@ def on_page_content(content: str, /, *, page: Any, **_: Any) -> str:
 
     def replaced(found: re.Match[str]) -> str:
         try:
-            return mathml(html.unescape(found[3]), block=found[2] == "[")
+            converted = mathml(html.unescape(found[3]), block=found[2] == "[")
         except ValueError as error:
             raise PluginError(f"{page.file.src_uri}: {error}") from error
+        # No line begins with the punctuation after a formula.
+        return f'<span class="nobreak">{converted}{found[4]}</span>' if found[4] else converted
 
     return FORMULA.sub(replaced, content)

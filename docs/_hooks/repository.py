@@ -1,7 +1,7 @@
 """Pages made from files outside docs/, and links from any page to any file of the repository.
 
-A link in the sources is one that works in a checkout: ``results/demo.png`` in README.md, ``../../examples/demo.py`` in a
-guide. Here it becomes the place of that file in the site; what is neither a page nor a part of docs/ is copied there.
+A link in the sources is one that works in a checkout: ``results/demo.png`` in README.md, ``../../examples/demo.py`` in
+a guide. Here it becomes the place of that file in the site; what is neither a page nor a part of docs/ is copied there.
 """
 
 import posixpath
