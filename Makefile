@@ -35,7 +35,7 @@ examples: $(READY)
 
 # The documentation into site/; a warning, such as of a link or a picture that leads nowhere, is an error.
 docs: $(DOCS_READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The contract tests on the built wheel, in an environment of its own: a few minutes, and as much disk as torch takes.
 wheel-test:

@@ -9,19 +9,24 @@ from mkdocs.exceptions import PluginError
 
 # What pymdownx.arithmatex leaves with ``generic: true``.
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>([.,:;?!)]*)', re.DOTALL)
+# What latex2mathml does not know, or has as signs that grow with what is beside them, and the same in its words.
+WORDS = {r"\lvert": "|", r"\rvert": "|", r"\lVert": r"\|", r"\rVert": r"\|", "{aligned}": "{split}"}
+BAR = re.compile(r'<mo(?: fence="false")? stretchy="false">(&#x0007C;|&#x02016;)</mo>')  # without an operator's space
 
 
 def mathml(latex: str, *, block: bool) -> str:
     """The MathML of a formula.
 
     Raises:
-        ValueError: for a command that latex2mathml does not know, which it would print as it stands.
+        ValueError: for a command or an environment that latex2mathml does not know, which it would print as it stands.
     """
+    for word, known in WORDS.items():
+        latex = latex.replace(word, known)
     converted = convert(latex.strip(), display="block" if block else "inline")
-    unknown = re.findall(r"\\[A-Za-z]+", html.unescape(converted))
+    unknown = re.findall(r"\\[A-Za-z]+|<mi>&</mi>", html.unescape(converted.replace("&#x00026;", "")))
     if unknown:
         raise ValueError(f"unknown commands {unknown} in the formula {latex.strip()!r}")
-    return converted
+    return BAR.sub(r'<mo lspace="0" rspace="0" stretchy="false">\1</mo>', converted)
 
 
 def on_page_content(content: str, /, *, page: Any, **_: Any) -> str:
