@@ -1,14 +1,16 @@
-# `make demo` trains, `make test` tests; each makes the virtual environment first where there is none.
+# `make demo` trains, `make test` tests, `make docs` builds the site; each makes the virtual environment first where there
+# is none.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+DOCS_READY := $(VENV)/.installed-docs
 # One thread to a process: matrices here are small, and two processes with two threads each wait for one another.
 ONE_THREAD := OMP_NUM_THREADS=1
 WORKERS := --numprocesses logical --maxprocesses 4 --dist loadscope
 COVERAGE ?= $(if $(CI),--cov)
 
-.PHONY: demo test lint types coverage examples wheel-test format clean
+.PHONY: demo test lint types coverage examples docs wheel-test format clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -31,6 +33,10 @@ coverage: $(READY)
 examples: $(READY)
 	.ci/examples $(BIN)/python
 
+# The documentation into site/; a warning, such as of a link or a picture that leads nowhere, is an error.
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # The contract tests on the built wheel, in an environment of its own: a few minutes, and as much disk as torch takes.
 wheel-test:
 	.ci/wheel $(PYTHON)
@@ -44,5 +50,9 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test,examples]'
 	touch $@
 
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf build dist runs .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage *.egg-info
+	rm -rf build site dist runs .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage *.egg-info

@@ -103,7 +103,7 @@ class UnitaryRNNCell(UnitaryRNNBase):
 
     Raises:
         ValueError, TypeError, RuntimeError: for what ``nn.RNNCell`` refuses with the same type, naming expected and
-        got.
+            got.
     """
 
     def __init__(
