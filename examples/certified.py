@@ -23,13 +23,13 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from depth import he_conv
-from image_data import SETS
-from image_training import ImageRun, make_loaders
+from common.image_data import SETS
+from common.image_options import parse, training_parser
+from common.image_training import ImageRun, make_loaders
+from common.options import number
+from common.ordinary import he_conv
 from matplotlib.figure import Figure
-from options import number
 from torch import Tensor, nn
-from train_image import parse, training_parser
 
 RADII = (36 / 255, 72 / 255, 108 / 255)
 KINDS = ("certified", "unconstrained")

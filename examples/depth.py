@@ -22,35 +22,19 @@ from typing import Any
 
 import timm
 import torch
-from image_data import SETS
-from image_training import ImageRun, make_loaders
+from common.image_data import SETS
+from common.image_options import parse, training_parser
+from common.image_training import ImageRun, make_loaders
+from common.options import number
+from common.ordinary import he_conv, ordinary_conv
 from matplotlib.figure import Figure
-from options import number
 from torch import Tensor, nn
-from train_image import parse, training_parser
 
 from unitary_layers.models.blocks import ConvUnit
 
 KINDS = ("orthogonal", "conv", "conv_he")
 QUICK = {"images": "digits", "epochs": 1, "depths": [10, 30]}
 FIELDS = ("kind", "depth", "epochs", "test_accuracy", "test_loss", "unitarity_error", "seconds", "gradient_decay")
-
-
-def ordinary_conv(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int, *, bias: bool, he: bool = False, **options: Any
-) -> nn.Conv2d:
-    """`nn.Conv2d` in the place of `OrthogonalConv2d`, with its padding; options of ours are left out."""
-    dd = {name: options[name] for name in ("device", "dtype")}
-    padding = {"padding": kernel_size // 2, "padding_mode": "circular"}
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, bias=bias, **padding, **dd)
-    if he:
-        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    return conv
-
-
-def he_conv(*args: Any, **options: Any) -> nn.Conv2d:
-    """The same, started as He et al. do for ReLU."""
-    return ordinary_conv(*args, he=True, **options)
 
 
 def split(depth: int) -> tuple[int, int, int]:

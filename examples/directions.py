@@ -25,9 +25,9 @@ from typing import NamedTuple
 import copying_memory
 import pixel_sequence
 import torch
+from common.training import Trainer
 from matplotlib.figure import Figure
 from tqdm import tqdm
-from training import Trainer
 
 GRADIENTS = ("dense", "factored")
 FIELDS = ("task", "seed", "gradient", "step", "loss", "seconds")

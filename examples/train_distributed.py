@@ -18,11 +18,11 @@ from pathlib import Path
 import pixel_sequence
 import torch
 import torch.distributed as dist
-from checkpoint import holds_checkpoint
-from report import Row
-from tasks import PixelSequence
+from common.checkpoint import holds_checkpoint
+from common.log import Row
+from common.tasks import PixelSequence
+from common.training import Trainer
 from torch.nn.parallel import DistributedDataParallel
-from training import Trainer
 
 from unitary_layers import share_gradients
 

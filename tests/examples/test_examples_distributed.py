@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from report import read_rows
+from common.log import read_rows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OPTIONS = "--width 8 --batch-size 16 --steps 6 --log-every 2 --threads 1 --device cpu --resume"
