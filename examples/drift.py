@@ -10,6 +10,7 @@ steps between two of them.
 
     python examples/drift.py --quick
     python examples/drift.py --cases T1 D4
+    python examples/drift.py --draw results/drift.csv
 
 `--out` gets a CSV for each case; drift.csv and drift.png show all cases that it holds, also from other calls.
 """
@@ -25,6 +26,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from common.drawing import Curve, add_legend, draw_curves
 from common.walks import CASES, DIRECTIONS, SIZE, Walk
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -37,6 +39,13 @@ PERIOD = UpdateRule().retract_period(SIZE)
 FIELDS = ("case", "direction", "step", "error")
 LONG = ("T1", "D4", "conv-T1")  # the others end at a tenth of the steps
 COST_SIZES = (64, 256, 1024)
+RULES = {f"{variant}{rank}": f"{variant}, k = {rank}" for variant in "TD" for rank in (1, 4)}
+FAMILIES = {  # the columns of the picture: the cases of each, and their labels
+    "ours": RULES,
+    "ours, blocks of a convolution": {f"conv-{name}": label for name, label in RULES.items()},
+    "ours, never retracted": {f"{name}-without": label for name, label in RULES.items()},
+    "others": {name: name for name in ("QR", "Cayley", "exp", "POGO")},
+}
 
 
 def looks(steps: int) -> Iterator[tuple[int, bool]]:
@@ -94,31 +103,36 @@ def write(path: Path, rows: Sequence[dict], mode: str = "w") -> None:
         writer.writerows({**row, "error": f"{float(row['error']):.3e}"} for row in rows)
 
 
-def draw(out: Path) -> None:
-    """drift.csv and drift.png of all cases in a folder."""
+def collect(out: Path) -> Path:
+    """drift.csv of all cases in a folder."""
     rows = [row for name in CASES if (out / f"{name}.csv").exists() for row in read(out / f"{name}.csv")]
     if not rows:
         raise ValueError(f"{out}: expected the rows of a case or more, got none")
     write(out / "drift.csv", rows)
-    figure = Figure(figsize=(15, 5), layout="constrained")
-    axes = figure.subplots(1, len(DIRECTIONS), sharey=True)
-    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(map(rule_of, CASES)))}
-    for axis, direction in zip(axes, DIRECTIONS, strict=True):
-        for name in CASES:
-            found = [row for row in rows if (row["case"], row["direction"]) == (name, direction)]
-            style = "--" if name.startswith("conv-") else ":" if name.endswith("-without") else "-"
-            points = [[float(row[field]) for row in found] for field in ("step", "error")]
-            axis.plot(*points, style, color=colours[rule_of(name)], label=name if found else None)
-        axis.axhline(BOUND, linestyle="-.", color="black", label="bound")
-        axis.set(xscale="log", yscale="log", xlabel="steps", title=f"{direction} directions")
-    axes[0].set_ylabel("largest |W^H W - I|_F")
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(out / "drift.png", dpi=120)
+    return out / "drift.csv"
 
 
-def rule_of(name: str) -> str:
-    """What a case has in common with those of the same colour."""
-    return name.removeprefix("conv-").removesuffix("-without")
+def draw(path: Path) -> None:
+    """PNG beside a table: a column for each kind of case, a row for each kind of directions."""
+    rows = read(path)
+    figure = Figure(figsize=(15, 10), layout="constrained")
+    grid = figure.subplots(len(DIRECTIONS), len(FAMILIES), sharex=True, sharey=True, squeeze=False)
+    for line, direction in zip(grid, DIRECTIONS, strict=True):
+        for axes, (family, names) in zip(line, FAMILIES.items(), strict=True):
+            curves = []
+            for name, label in names.items():
+                found = [row for row in rows if (row["case"], row["direction"]) == (name, direction)]
+                curves.append(Curve(label, [(float(row["step"]), float(row["error"])) for row in found]))
+            draw_curves(axes, curves, log=True)
+            axes.axhline(BOUND, linestyle="-.", color="black", label=f"bound, {BOUND:g}")
+            axes.set(xscale="log")
+            if direction == DIRECTIONS[0]:
+                axes.set_title(family)
+                add_legend(axes, loc="upper left", fontsize="small")
+        line[0].set_ylabel(f"{direction} directions\nlargest |W^H W - I|_F")
+    for axes in grid[-1]:
+        axes.set_xlabel("steps")
+    figure.savefig(path.with_suffix(".png"), dpi=100)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -151,7 +165,10 @@ def main(argv: list[str] | None = None) -> None:
     names = f"of {', '.join(CASES)}; none to draw what is there"
     options.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), metavar="CASE", help=names)
     options.add_argument("--out", type=Path, default=Path("runs/drift"))
+    options.add_argument("--draw", type=Path, metavar="CSV", help="draw this table anew beside it, and run nothing")
     args = options.parse_args(argv)
+    if args.draw is not None:
+        return draw(args.draw)
     steps = 3_000 if args.quick else args.steps
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
@@ -162,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
             if not any(moved):
                 break
             bar.update(sum(moved))
-    draw(args.out)
+    draw(collect(args.out))
     for run in runs:
         rows = read(run.path)
         worst = max(rows, key=lambda row: float(row["error"]))
