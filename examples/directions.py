@@ -161,6 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--draw", type=Path, metavar="CSV", help="draw this table anew beside it, and train nothing")
     args, extra = options.parse_known_args(argv)  # what is left goes to the task, as --steps 10
     if args.draw is not None:
+        options.parse_args(argv)  # which refuses what would go to a task
         return draw(args.draw)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
