@@ -14,9 +14,9 @@ and 0.164, hardly below that of a constant answer, with the identity instead of 
 
 import argparse
 
-from options import parser, prepare
-from tasks import AddingProblem
-from training import train
+from common.options import parser, prepare
+from common.tasks import AddingProblem
+from common.training import train
 
 
 def setup(argv: list[str] | None = None) -> tuple[argparse.Namespace, AddingProblem]:

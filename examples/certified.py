@@ -23,13 +23,14 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from depth import he_conv
-from image_data import SETS
-from image_training import ImageRun, make_loaders
+from common.drawing import Curve, add_legend, draw_curves
+from common.image_data import SETS
+from common.image_options import parse, training_parser
+from common.image_training import ImageRun, make_loaders
+from common.options import number
+from common.ordinary import he_conv
 from matplotlib.figure import Figure
-from options import number
 from torch import Tensor, nn
-from train_image import parse, training_parser
 
 RADII = (36 / 255, 72 / 255, 108 / 255)
 KINDS = ("certified", "unconstrained")
@@ -185,15 +186,18 @@ def draw(path: Path, title: str, rows: list[dict[str, Any]], radii: dict[str, Te
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     grid = torch.linspace(0, 1.5 * RADII[-1], 100, dtype=torch.float64)
+    curves = []
     for color, kind in zip(("C0", "C1"), radii, strict=False):
         chosen = [row for row in rows if row["model"] == kind]
         points = [(0.0, chosen[0]["clean"]), *((row["radius"], row["attacked"]) for row in chosen)]
-        axes.plot(*zip(*points, strict=True), color, marker="o", linestyle="--", label=f"{kind}, attacked")
+        curves.append(Curve(f"{kind}, attacked", points, {"color": color, "linestyle": "--"}))
         if bool((radii[kind] > 0).any()):
             share = (radii[kind][:, None] > grid).double().mean(dim=0)
-            axes.plot(grid, share, color, label=f"{kind}, proved")
+            points = zip(grid.tolist(), share.tolist(), strict=True)
+            curves.append(Curve(f"{kind}, proved", points, {"color": color}))
+    draw_curves(axes, curves)
     axes.set(ylim=(0, 1), xlabel="radius (Euclidean, pixels in [0, 1])", ylabel="accuracy", title=title)
-    axes.legend()
+    add_legend(axes)
     figure.savefig(path, dpi=120)
 
 

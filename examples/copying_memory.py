@@ -13,9 +13,9 @@ differ from it: loss at delay 100, width 128 after 600 steps 3.1e-4 with modReLU
 
 import argparse
 
-from options import parser, prepare
-from tasks import CopyingMemory
-from training import train
+from common.options import parser, prepare
+from common.tasks import CopyingMemory
+from common.training import train
 
 
 def setup(argv: list[str] | None = None) -> tuple[argparse.Namespace, CopyingMemory]:

@@ -20,11 +20,12 @@ from typing import NamedTuple
 import copying_memory
 import pixel_sequence
 import torch
-from checkpoint import load_checkpoint
+from common.checkpoint import load_checkpoint
+from common.curves import draw_task
+from common.log import Row
+from common.models import KINDS
+from common.training import Trainer, build_model
 from matplotlib.figure import Figure
-from models import KINDS
-from report import Row, draw_task
-from training import Trainer, build_model
 
 LABELS = {"unitary": "UnitaryRNN", "rnn": "nn.RNN", "lstm": "nn.LSTM"}
 FORMATS = {  # the columns of the table, and how their values are printed

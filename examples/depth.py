@@ -9,6 +9,9 @@ depth 100: projUNN-T 94.6 %, unconstrained 23.5 % (Kiani, Balestriero, LeCun, Ll
     python examples/depth.py --quick
     python examples/depth.py --images digits --epochs 10
     python examples/depth.py --images mnist --depths 100 --epochs 2
+    python examples/depth.py --draw results/depth_digits.csv
+
+`--out` gets depth.csv, the gradient norms in depth_gradients.csv, and depth.png.
 """
 
 from __future__ import annotations
@@ -16,41 +19,26 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import math
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from image_data import SETS
-from image_training import ImageRun, make_loaders
+from common.drawing import Curve, add_legend, draw_curves
+from common.image_data import SETS
+from common.image_options import parse, training_parser
+from common.image_training import ImageRun, make_loaders
+from common.options import number
+from common.ordinary import he_conv, ordinary_conv
 from matplotlib.figure import Figure
-from options import number
 from torch import Tensor, nn
-from train_image import parse, training_parser
 
 from unitary_layers.models.blocks import ConvUnit
 
 KINDS = ("orthogonal", "conv", "conv_he")
 QUICK = {"images": "digits", "epochs": 1, "depths": [10, 30]}
+GRADIENT_FIELDS = ("kind", "depth", "layer", "norm")
 FIELDS = ("kind", "depth", "epochs", "test_accuracy", "test_loss", "unitarity_error", "seconds", "gradient_decay")
-
-
-def ordinary_conv(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int, *, bias: bool, he: bool = False, **options: Any
-) -> nn.Conv2d:
-    """`nn.Conv2d` in the place of `OrthogonalConv2d`, with its padding; options of ours are left out."""
-    dd = {name: options[name] for name in ("device", "dtype")}
-    padding = {"padding": kernel_size // 2, "padding_mode": "circular"}
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, bias=bias, **padding, **dd)
-    if he:
-        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    return conv
-
-
-def he_conv(*args: Any, **options: Any) -> nn.Conv2d:
-    """The same, started as He et al. do for ReLU."""
-    return ordinary_conv(*args, he=True, **options)
 
 
 def split(depth: int) -> tuple[int, int, int]:
@@ -92,7 +80,7 @@ def run_one(args: argparse.Namespace, kind: str, depth: int, loaders: tuple) -> 
     train, test, classes = loaders
     args = copy.copy(args)
     args.model, args.out = f"{kind}_{depth}", args.out / f"{kind}_{depth}"
-    del args.depths, args.kinds  # of the comparison, which may grow when it is resumed
+    del args.depths, args.kinds, args.draw  # of the comparison, which may grow when it is resumed
     if kind != "orthogonal":
         args.opt, args.lr = "rmsprop", args.conv_lr
     torch.manual_seed(args.seed)
@@ -104,23 +92,43 @@ def run_one(args: argparse.Namespace, kind: str, depth: int, loaders: tuple) -> 
     return {name: row[name] for name in FIELDS}, norms
 
 
-def draw(path: Path, title: str, rows: list[dict[str, Any]], norms: dict[tuple[str, int], list[float]]) -> None:
-    """Accuracy against depth, and gradient norm against layer for the deepest networks."""
+def write(path: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    """A table as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def gradients_of(path: Path) -> Path:
+    """Where the gradient norms to a table of results are."""
+    return path.with_name(f"{path.stem}_gradients.csv")
+
+
+def draw(path: Path, title: str) -> None:
+    """PNG beside a table: accuracy against depth, and gradient norm against layer for the deepest networks."""
+    tables = []
+    for source in (path, gradients_of(path)):
+        with source.open(newline="") as file:
+            tables.append(list(csv.DictReader(file)))
+    rows, norms = tables
     figure = Figure(figsize=(12, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
+    accuracies, gradients = [], []
     for kind in KINDS:
-        points = [(row["depth"], row["test_accuracy"]) for row in rows if row["kind"] == kind]
-        if not points:
-            continue
-        left.plot(*zip(*points, strict=True), marker="o", label=kind)
-        deepest = norms[kind, max(depth for depth, _ in points)]
-        shown = [value if value > 0 and math.isfinite(value) else math.nan for value in deepest]
-        right.plot(range(1, len(shown) + 1), shown, label=f"{kind}, depth {len(shown)}")
+        own = [row for row in rows if row["kind"] == kind]
+        accuracies.append(Curve(kind, [(int(row["depth"]), float(row["test_accuracy"])) for row in own]))
+        deepest = str(max((int(row["depth"]) for row in own), default=0))
+        shown = [row for row in norms if (row["kind"], row["depth"]) == (kind, deepest)]
+        points = [(int(row["layer"]), float(row["norm"])) for row in shown]
+        gradients.append(Curve(f"{kind}, depth {deepest}", points))
+    draw_curves(left, accuracies)
+    draw_curves(right, gradients, log=True)
     left.set(xscale="log", ylim=(0, 1), xlabel="convolutions", ylabel="test accuracy", title=title)
-    right.set(yscale="log", xlabel="layer", ylabel="norm of the gradient", title="at the start of training")
-    left.legend()
-    right.legend()
-    figure.savefig(path, dpi=120)
+    right.set(xlabel="layer", ylabel="norm of the gradient", title="at the start of training")
+    add_legend(left)
+    add_legend(right)
+    figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -130,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     options.add_argument("--conv-lr", type=number, default=1e-3, help="learning rate of the ordinary networks")
     options.add_argument("--out", type=Path, default=Path("runs/depth"), help="folder of the results")
+    options.add_argument("--draw", type=Path, metavar="CSV", help="draw this table anew beside it, and train nothing")
     defaults = {"images": "digits", "epochs": 10, "batch_size": 64, "lr": 1e-2, "unitary_lr_scale": 0.03}
     options.set_defaults(**defaults)
     return options
@@ -137,22 +146,25 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(parser(), argv, QUICK)
+    if args.draw is not None:
+        return draw(args.draw, args.images)
     for depth in args.depths:
         split(depth)
     loaders = make_loaders(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    rows, norms = [], {}
+    rows, gradients = [], []
     args.out.mkdir(parents=True, exist_ok=True)
+    table = args.out / "depth.csv"
     for depth in args.depths:
         for kind in args.kinds:
-            row, norms[kind, depth] = run_one(args, kind, depth, loaders)
+            row, norms = run_one(args, kind, depth, loaders)
             rows.append(row)
-            with (args.out / "depth.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
-                writer.writeheader()
-                writer.writerows(rows)
-            draw(args.out / "depth.png", args.images, rows, norms)
+            values = ((kind, depth, layer, f"{norm:.6g}") for layer, norm in enumerate(norms, start=1))
+            gradients += [dict(zip(GRADIENT_FIELDS, value, strict=True)) for value in values]
+            write(table, FIELDS, rows)
+            write(gradients_of(table), GRADIENT_FIELDS, gradients)
+            draw(table, args.images)
     for row in rows:
         print(f"{row['kind']:10s} depth {row['depth']:3d}: test accuracy {row['test_accuracy']:.3f}", flush=True)
 

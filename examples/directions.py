@@ -8,6 +8,7 @@ digits pixel by pixel; `--out` (runs/directions) gets directions.csv and directi
 
     python examples/directions.py
     python examples/directions.py --tasks copying_1000 --steps 1000 --until-target
+    python examples/directions.py --draw results/directions.csv
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from typing import NamedTuple
 import copying_memory
 import pixel_sequence
 import torch
+from common.drawing import Curve, add_legend, draw_curves
+from common.training import Trainer
 from matplotlib.figure import Figure
 from tqdm import tqdm
-from training import Trainer
 
 GRADIENTS = ("dense", "factored")
 FIELDS = ("task", "seed", "gradient", "step", "loss", "seconds")
@@ -119,18 +121,34 @@ def write(rows: list[dict], folder: Path) -> None:
         writer.writeheader()
         writer.writerows({**row, "loss": f"{row['loss']:.5g}", "seconds": f"{row['seconds']:.4g}"} for row in rows)
     os.replace(temporary, folder / "directions.csv")
+    draw(folder / "directions.csv")
+
+
+def read(path: Path) -> list[dict]:
+    """The rows of a table."""
+    kinds = {"seed": int, "step": int, "loss": float, "seconds": float}
+    with path.open(newline="") as file:
+        return [{name: kinds.get(name, str)(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def draw(path: Path) -> None:
+    """PNG beside a table: the loss of each task, a line for each seed, of one colour for each gradient."""
+    rows = read(path)
     names = list(dict.fromkeys(row["task"] for row in rows))
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
-    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for run in dict.fromkeys((row["gradient"], row["seed"]) for row in rows if row["task"] == name):
-            points = [(r["step"], r["loss"]) for r in rows if (r["task"], r["gradient"], r["seed"]) == (name, *run)]
-            color = f"C{GRADIENTS.index(run[0])}"
-            axis.plot(
-                *zip(*points, strict=True), color=color, alpha=0.7, label=run[0] if run[1] == rows[0]["seed"] else None
-            )
-        axis.set(yscale="log", xlabel="training step", ylabel="loss", title=name.replace("_", ", delay "))
-        axis.legend()
-    figure.savefig(folder / "directions.png", dpi=120)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        curves, labels = [], set()
+        for gradient, seed in dict.fromkeys((row["gradient"], row["seed"]) for row in rows if row["task"] == name):
+            found = [r for r in rows if (r["task"], r["gradient"], r["seed"]) == (name, gradient, seed)]
+            index = GRADIENTS.index(gradient)
+            style = {"color": f"C{index}", "marker": "os"[index], "markersize": 4, "alpha": 0.7}
+            label = None if gradient in labels else gradient
+            curves.append(Curve(label, [(row["step"], row["loss"]) for row in found], style))
+            labels.add(gradient)
+        draw_curves(axes, curves, log=True)
+        axes.set(xlabel="training step", ylabel="loss", title=name.replace("_", ", delay "))
+        add_legend(axes)
+    figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -140,7 +158,11 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--until-target", action="store_true", help="end a run when both have reached its target")
     options.add_argument("--threads", type=int, default=None, help="CPU threads; torch's own choice if not given")
     options.add_argument("--out", type=Path, default=Path("runs/directions"), help="folder of the results")
+    options.add_argument("--draw", type=Path, metavar="CSV", help="draw this table anew beside it, and train nothing")
     args, extra = options.parse_known_args(argv)  # what is left goes to the task, as --steps 10
+    if args.draw is not None:
+        options.parse_args(argv)  # which refuses what would go to a task
+        return draw(args.draw)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     rows: list[dict] = []

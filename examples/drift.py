@@ -10,6 +10,7 @@ steps between two of them.
 
     python examples/drift.py --quick
     python examples/drift.py --cases T1 D4
+    python examples/drift.py --draw results/drift.csv
 
 `--out` gets a CSV for each case; drift.csv and drift.png show all cases that it holds, also from other calls.
 """
@@ -20,132 +21,30 @@ import argparse
 import csv
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
 import torch
+from common.drawing import Curve, add_legend, draw_curves
+from common.walks import CASES, DIRECTIONS, SIZE, Walk
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 from tqdm import tqdm
 
-from unitary_layers import OrthogonalConv2d, UnitaryLinear, UpdateRule, projunn_step
-from unitary_layers.layers.base.module import UnitaryModule
-from unitary_layers.linalg import haar_unitary, nearest_unitary, unitarity_error
-from unitary_layers.training import unitary_weights
+from unitary_layers import UnitaryLinear, UpdateRule, projunn_step
+from unitary_layers.linalg import nearest_unitary, unitarity_error
 
-SIZE, LENGTH = 64, 0.3
 BOUND = 1e-5 * SIZE**0.5
-DIRECTIONS = ("random", "turning", "fixed")  # those of the matrices of a stack, in turn
-STACK = len(DIRECTIONS)
 PERIOD = UpdateRule().retract_period(SIZE)
 FIELDS = ("case", "direction", "step", "error")
 LONG = ("T1", "D4", "conv-T1")  # the others end at a tenth of the steps
 COST_SIZES = (64, 256, 1024)
-
-
-class Stack(UnitaryModule):
-    """Orthogonal matrices `(m, n, n)` that move together, without a layer around them."""
-
-    def __init__(self, m: int, n: int, update: UpdateRule) -> None:
-        super().__init__(update, "haar", torch.float32)
-        self.register_unitary("weight", (m, n, n), None, torch.float32)
-        self.reset_unitary()
-
-
-class Gradients:
-    """Gradients of rank k and norm `LENGTH` for unitary matrices `(m, n, n)`, whose directions are `DIRECTIONS`."""
-
-    def __init__(self, like: Tensor, rank: int) -> None:
-        m, n, _ = like.shape
-        kinds = torch.arange(m) % len(DIRECTIONS)
-        self.turning = (kinds == DIRECTIONS.index("turning"))[:, None, None]
-        random = (kinds == DIRECTIONS.index("random"))[:, None, None]
-        # Pools of coprime sizes: 127 x 128 pairs pass before one comes again.
-        self.pools = []
-        for size in (127, 128):
-            frames = torch.linalg.qr(torch.randn(size, m, n, rank, dtype=like.dtype)).Q
-            self.pools.append(torch.where(random, frames, frames[0]) * (LENGTH / rank**0.5) ** 0.5)
-
-    def at(self, weight: Tensor, step: int) -> Tensor:
-        """The gradient `(m, n, n)` at a step, of which that of a turning matrix depends on where it is."""
-        left, right = (pool[step % len(pool)] for pool in self.pools)
-        return torch.where(self.turning, weight @ left, left) @ right.mH
-
-
-class Ours:
-    """A module whose unitary weights take projUNN's step."""
-
-    def __init__(self, module: nn.Module, rank: int) -> None:
-        self.module, self.weights = module, list(unitary_weights(module))
-        self.gradients = [Gradients(weight.matrix, rank) for weight in self.weights]
-
-    def step(self, index: int) -> None:
-        for weight, gradients in zip(self.weights, self.gradients, strict=True):
-            g = gradients.at(weight.matrix, index)
-            weight.parameter.grad = torch.view_as_real(g) if weight.is_complex else g
-        projunn_step(self.module)
-
-    def matrices(self) -> list[Tensor]:
-        return [weight.matrix for weight in self.weights]
-
-
-class Theirs:
-    """Orthogonal matrices that take the step of a formula, from a skew matrix in the tangent space."""
-
-    def __init__(self, formula: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.formula, self.weight = formula, haar_unitary(SIZE, batch=(STACK,))
-        self.gradients = Gradients(self.weight, rank=1)
-
-    def step(self, index: int) -> None:
-        change = -self.weight.mT @ self.gradients.at(self.weight, index)
-        self.weight = self.formula(self.weight, (change - change.mT) / 2)
-
-    def matrices(self) -> list[Tensor]:
-        return [self.weight]
-
-
-def qr(w: Tensor, skew: Tensor) -> Tensor:
-    """`qf(W + W A)`, R with a positive diagonal (Absil, Mahony, Sepulchre 2008, example 4.1.3; geoopt's `retr`)."""
-    q, r = torch.linalg.qr(w + w @ skew)
-    return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-
-
-def cayley(w: Tensor, skew: Tensor) -> Tensor:
-    """`W (I - A / 2)^(-1) (I + A / 2)` (Wen and Yin, Math. Program. 142, 2013, equation 2)."""
-    eye = torch.eye(w.size(-1))
-    return w @ torch.linalg.solve(eye - skew / 2, eye + skew / 2)
-
-
-def exponential(w: Tensor, skew: Tensor) -> Tensor:
-    """`W exp(A)` (Lezcano-Casado, NeurIPS 2019, arXiv 1909.09501: a trivialisation whose base moves at each step)."""
-    return w @ torch.linalg.matrix_exp(skew)
-
-
-def pogo(w: Tensor, skew: Tensor) -> Tensor:
-    """`M (3 I - M^T M) / 2` of `M = W + W A` (https://github.com/adrianjav/pogo, with its default lambda of 1/2)."""
-    m = w + w @ skew
-    return m * 1.5 - m @ (m.mT @ m) * 0.5
-
-
-def ours(variant: str, rank: int, retract_every: int | None, conv: bool) -> Ours:
-    """A stack, or the blocks of a convolution: 4 real and 6 complex ones, of 64 x 64."""
-    rule = UpdateRule(variant, rank=rank, lr=1.0, retract_every=retract_every)
-    return Ours(OrthogonalConv2d(SIZE, SIZE, input_size=4, update=rule) if conv else Stack(STACK, SIZE, rule), rank)
-
-
-Walk = Ours | Theirs
-CASES: dict[str, Callable[[], Walk]] = {
-    f"{'conv-' if conv else ''}{variant}{rank}{'' if every is None else '-without'}": partial(
-        ours, variant, rank, every, conv
-    )
-    for conv, every in ((False, None), (True, None), (False, 0))
-    for variant in "TD"
-    for rank in (1, 4)
-} | {
-    name: partial(Theirs, formula)
-    for name, formula in {"QR": qr, "Cayley": cayley, "exp": exponential, "POGO": pogo}.items()
+RULES = {f"{variant}{rank}": f"{variant}, k = {rank}" for variant in "TD" for rank in (1, 4)}
+FAMILIES = {  # the columns of the picture: the cases of each, and their labels
+    "ours": RULES,
+    "ours, blocks of a convolution": {f"conv-{name}": label for name, label in RULES.items()},
+    "ours, never retracted": {f"{name}-without": label for name, label in RULES.items()},
+    "others": {name: name for name in ("QR", "Cayley", "exp", "POGO")},
 }
 
 
@@ -204,31 +103,36 @@ def write(path: Path, rows: Sequence[dict], mode: str = "w") -> None:
         writer.writerows({**row, "error": f"{float(row['error']):.3e}"} for row in rows)
 
 
-def draw(out: Path) -> None:
-    """drift.csv and drift.png of all cases in a folder."""
+def collect(out: Path) -> Path:
+    """drift.csv of all cases in a folder."""
     rows = [row for name in CASES if (out / f"{name}.csv").exists() for row in read(out / f"{name}.csv")]
     if not rows:
         raise ValueError(f"{out}: expected the rows of a case or more, got none")
     write(out / "drift.csv", rows)
-    figure = Figure(figsize=(15, 5), layout="constrained")
-    axes = figure.subplots(1, len(DIRECTIONS), sharey=True)
-    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(map(rule_of, CASES)))}
-    for axis, direction in zip(axes, DIRECTIONS, strict=True):
-        for name in CASES:
-            found = [row for row in rows if (row["case"], row["direction"]) == (name, direction)]
-            style = "--" if name.startswith("conv-") else ":" if name.endswith("-without") else "-"
-            points = [[float(row[field]) for row in found] for field in ("step", "error")]
-            axis.plot(*points, style, color=colours[rule_of(name)], label=name if found else None)
-        axis.axhline(BOUND, linestyle="-.", color="black", label="bound")
-        axis.set(xscale="log", yscale="log", xlabel="steps", title=f"{direction} directions")
-    axes[0].set_ylabel("largest |W^H W - I|_F")
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(out / "drift.png", dpi=120)
+    return out / "drift.csv"
 
 
-def rule_of(name: str) -> str:
-    """What a case has in common with those of the same colour."""
-    return name.removeprefix("conv-").removesuffix("-without")
+def draw(path: Path) -> None:
+    """PNG beside a table: a column for each kind of case, a row for each kind of directions."""
+    rows = read(path)
+    figure = Figure(figsize=(15, 10), layout="constrained")
+    grid = figure.subplots(len(DIRECTIONS), len(FAMILIES), sharex=True, sharey=True, squeeze=False)
+    for line, direction in zip(grid, DIRECTIONS, strict=True):
+        for axes, (family, names) in zip(line, FAMILIES.items(), strict=True):
+            curves = []
+            for name, label in names.items():
+                found = [row for row in rows if (row["case"], row["direction"]) == (name, direction)]
+                curves.append(Curve(label, [(float(row["step"]), float(row["error"])) for row in found]))
+            draw_curves(axes, curves, log=True)
+            axes.axhline(BOUND, linestyle="-.", color="black", label=f"bound, {BOUND:g}")
+            axes.set(xscale="log")
+            if direction == DIRECTIONS[0]:
+                axes.set_title(family)
+                add_legend(axes, loc="upper left", fontsize="small")
+        line[0].set_ylabel(f"{direction} directions\nlargest |W^H W - I|_F")
+    for axes in grid[-1]:
+        axes.set_xlabel("steps")
+    figure.savefig(path.with_suffix(".png"), dpi=100)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -261,7 +165,10 @@ def main(argv: list[str] | None = None) -> None:
     names = f"of {', '.join(CASES)}; none to draw what is there"
     options.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), metavar="CASE", help=names)
     options.add_argument("--out", type=Path, default=Path("runs/drift"))
+    options.add_argument("--draw", type=Path, metavar="CSV", help="draw this table anew beside it, and run nothing")
     args = options.parse_args(argv)
+    if args.draw is not None:
+        return draw(args.draw)
     steps = 3_000 if args.quick else args.steps
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
@@ -272,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
             if not any(moved):
                 break
             bar.update(sum(moved))
-    draw(args.out)
+    draw(collect(args.out))
     for run in runs:
         rows = read(run.path)
         worst = max(rows, key=lambda row: float(row["error"]))

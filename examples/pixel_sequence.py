@@ -15,10 +15,10 @@ steps) come with scikit-learn; MNIST and FashionMNIST (28 x 28, 784 steps) are d
 import argparse
 from pathlib import Path
 
-from images import IMAGE_SETS, load_images
-from options import parser, prepare
-from tasks import PixelSequence
-from training import train
+from common.images import IMAGE_SETS, load_images
+from common.options import parser, prepare
+from common.tasks import PixelSequence
+from common.training import train
 
 
 def setup(argv: list[str] | None = None) -> tuple[argparse.Namespace, PixelSequence]:

@@ -18,11 +18,11 @@ from pathlib import Path
 import pixel_sequence
 import torch
 import torch.distributed as dist
-from checkpoint import holds_checkpoint
-from report import Row
-from tasks import PixelSequence
+from common.checkpoint import holds_checkpoint
+from common.log import Row
+from common.tasks import PixelSequence
+from common.training import Trainer
 from torch.nn.parallel import DistributedDataParallel
-from training import Trainer
 
 from unitary_layers import share_gradients
 
@@ -74,10 +74,17 @@ def start(backend: str) -> None:
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=world)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args, task = pixel_sequence.setup(["--images", "digits", "--width", "64", "--gradient", "factored", *(argv or [])])
+def setup(argv: list[str] | None = None) -> tuple[argparse.Namespace, PixelSequence]:
+    """Options of one run and its task: those of pixel_sequence.py with other defaults, and a folder of its own."""
+    defaults = "--images digits --width 64 --gradient factored --out runs/train_distributed/unitary"
+    args, task = pixel_sequence.setup([*defaults.split(), *(argv or [])])
     if args.model != "unitary":
         raise ValueError(f"expected --model unitary, got {args.model!r}")
+    return args, task
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, task = setup(argv)
     cuda = torch.device(args.device).type == "cuda"
     start("nccl" if cuda else "gloo")
     try:

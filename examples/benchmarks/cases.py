@@ -21,7 +21,7 @@ from unitary_layers import OrthogonalConv2d, UnitaryLinear, UnitaryRNN, UpdateRu
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import copying_memory
-from training import Trainer
+from common.training import Trainer
 
 Work = Callable[[], object]
 

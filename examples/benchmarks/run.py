@@ -5,6 +5,9 @@ case, measured in turns with it: absolute times of a shared machine mean little.
 installed (`pip install -e ".[bench]"`). `--only copying`, which the full run leaves out, trains copying memory at delay
 1,000 until the loss is 0.002, by a dense and by a factored gradient in turns: half an hour on two cores. So is
 `--only distributed`: a step of two processes, which share gradients in each way there is, and the bytes that cross.
+
+    python examples/benchmarks/run.py --quick
+    python examples/benchmarks/run.py --draw results/benchmarks.csv
 """
 
 import argparse
@@ -29,6 +32,7 @@ import unitary_layers
 
 FULL = ("linear", "compile", "rnn", "conv", "resnet9", "memory", "update")  # what heats the machine comes last
 CASES = (*FULL, "copying", "distributed")
+COLORS = {"dense": "C7", "factored": "C0", "local 3 x 3": "C1"}  # of the bars of ours
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--repetitions", type=int, default=15, help="turns of each case")
     options.add_argument("--threads", type=int, help="CPU threads; torch's own choice if not given")
     options.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="CSV and PNG go here")
+    options.add_argument("--draw", type=Path, metavar="CSV", help="draw this table anew beside it, and time nothing")
     return options
 
 
@@ -119,21 +124,37 @@ def write(rows: list[Row], head: str, folder: Path) -> None:
         file.write(f"# {head}\n")
         csv.writer(file).writerows([[field.name for field in fields(Row)], *map(astuple, rows)])
     os.replace(temporary, folder / "benchmarks.csv")
-    steps = [
-        row for row in rows if row.case in ("linear", "rnn", "conv", "resnet9") and row.name in ("dense", "factored")
-    ]
+    draw(folder / "benchmarks.csv")
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a table."""
+    with path.open(newline="") as file:
+        lines = csv.DictReader(line for line in file if not line.startswith("#"))
+        return [Row(**{**line, **{name: float(line[name]) for name in ("milliseconds", "ratio")}}) for line in lines]
+
+
+def draw(path: Path) -> None:
+    """PNG beside a table: bars of the training steps of ours over those of torch's layers."""
+    rows = read(path)
+    steps = [row for row in rows if row.case in ("linear", "rnn", "conv", "resnet9") and row.name in COLORS]
     figure = Figure(figsize=(8, 1 + 0.3 * len(steps)), layout="constrained")
     axes = figure.subplots()
     labels = [f"{row.case} {row.size}, {row.name}" for row in steps]
-    axes.barh(labels, [row.ratio for row in steps], color=["C0" if row.name == "factored" else "C7" for row in steps])
+    bars = axes.barh(labels, [row.ratio for row in steps], color=[COLORS[row.name] for row in steps])
+    axes.bar_label(bars, fmt="%.2f", label_type="center", color="white")
+    axes.margins(y=0.01)
     axes.axvline(1.0, color="black", linewidth=1)
     axes.invert_yaxis()
     axes.set_xlabel("time of a training step over that of torch's unconstrained layer and SGD")
-    figure.savefig(folder / "benchmarks.png", dpi=120)
+    figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
     options = parser().parse_args(arguments)
+    if options.draw is not None:
+        draw(options.draw)
+        return read(options.draw)
     if options.repetitions < 1:
         raise SystemExit(f"expected --repetitions of at least 1, got {options.repetitions}")
     if options.threads is not None:

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import copying_memory
-from training import Trainer
+from common.training import Trainer
 
 TINY = ("--width", "6", "--batch-size", "4", "--steps", "6", "--log-every", "1", "--device", "cpu", "--threads", "1")
 

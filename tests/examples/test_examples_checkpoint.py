@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint import KEYS, DamagedCheckpoint, load_checkpoint, load_latest, previous_of, save_checkpoint
-from training import Trainer
+from common.checkpoint import KEYS, DamagedCheckpoint, load_checkpoint, load_latest, previous_of, save_checkpoint
+from common.training import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 REFUSAL = r"checkpoint.pt: expected a whole checkpoint .* got a truncated or corrupt file"

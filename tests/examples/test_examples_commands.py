@@ -17,7 +17,7 @@ SPANS = r"`([^`\n]+)`|^    (\S.*)$"  # of code: between backquotes, or an indent
 
 def commands() -> list[str]:
     """From a script's name on, without what stands before it (python, torchrun and its options)."""
-    texts = [ROOT / "README.md", *SCRIPTS]
+    texts = [ROOT / "README.md", EXAMPLES / "README.md", *SCRIPTS]
     spans = [a or b for path in texts for a, b in re.findall(SPANS, path.read_text(), flags=re.MULTILINE)]
     names = "|".join(re.escape(path.relative_to(EXAMPLES).as_posix()) for path in SCRIPTS)
     found = [re.fullmatch(rf"(?:(?:python|torchrun) .*?)?(?:examples/)?((?:{names})(?: .*)?)", span) for span in spans]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from report import read_rows
+import train_distributed
+from common.log import read_rows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OPTIONS = "--width 8 --batch-size 16 --steps 6 --log-every 2 --threads 1 --device cpu --resume"
@@ -41,6 +42,13 @@ def launch(script: Path, out: Path) -> str:
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def test_a_run_has_a_folder_of_its_own(tmp_path: Path):
+    assert train_distributed.setup(["--threads", "1"])[0].out == Path("runs/train_distributed/unitary")
+    assert train_distributed.setup(["--threads", "1", "--out", str(tmp_path)])[0].out == tmp_path
+    with pytest.raises(ValueError, match="expected --model unitary, got 'lstm'"):
+        train_distributed.setup(["--threads", "1", "--model", "lstm"])
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 import drift
 import pytest
 import torch
+from common import walks
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -42,9 +43,9 @@ def test_looks_are_before_each_retraction() -> None:
     assert [number for number, is_row in drift.looks(5000) if is_row][-3:] == [1999, 2999, 4999]
 
 
-@pytest.mark.parametrize("formula", [drift.qr, drift.cayley, drift.exponential, drift.pogo], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("formula", [walks.qr, walks.cayley, walks.exponential, walks.pogo], ids=lambda f: f.__name__)
 def test_the_formulas_of_others_follow_the_geodesic(formula) -> None:
-    w, a = drift.haar_unitary(6, dtype=torch.float64), torch.randn(6, 6, dtype=torch.float64)
+    w, a = walks.haar_unitary(6, dtype=torch.float64), torch.randn(6, 6, dtype=torch.float64)
     skew = (a - a.mT) / 2
     for t in (1e-2, 1e-3):
         error = torch.linalg.matrix_norm(formula(w, t * skew) - w @ torch.linalg.matrix_exp(t * skew))

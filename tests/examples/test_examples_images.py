@@ -11,10 +11,10 @@ import depth
 import pytest
 import timm
 import torch
-from image_data import SETS, make_dataset, make_loader
-from image_training import ImageRun
+from common.image_data import SETS, make_dataset, make_loader
+from common.image_training import ImageRun
+from common.log import Row, read_rows
 from PIL import Image
-from report import Row, read_rows
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from timm.utils import ModelEmaV3

@@ -8,15 +8,15 @@ import copying_memory
 import pytest
 import torch
 import train_image
-from checkpoint import load_checkpoint, previous_of
+from common.checkpoint import load_checkpoint, previous_of
+from common.image_training import ImageRun
+from common.log import read_rows
+from common.resumable import ResumableRun
+from common.training import Trainer
 from conftest import TINY
-from image_training import ImageRun
-from report import read_rows
-from resumable import ResumableRun
 from test_examples_images import TINY as TINY_IMAGES
 from test_examples_images import timeless
 from test_examples_training import tensors
-from training import Trainer
 
 HERE = Path(__file__).parent
 SEQUENCE, IMAGES = [*TINY, "--delay", "3"], [*TINY_IMAGES, "--opt", "adamw"]

@@ -12,9 +12,9 @@ import directions
 import drift
 import pytest
 import train_image
+from common.image_training import ImageRun
+from common.training import Trainer
 from conftest import TINY
-from image_training import ImageRun
-from training import Trainer
 
 
 @pytest.mark.usefixtures("no_curves")

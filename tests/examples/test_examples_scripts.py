@@ -13,10 +13,10 @@ import pixel_sequence
 import pytest
 import report
 import torch
-from checkpoint import load_checkpoint
+from common.checkpoint import load_checkpoint
+from common.models import SequenceModel, open_forget_gates_
+from common.training import Trainer
 from conftest import TINY
-from models import SequenceModel, open_forget_gates_
-from training import Trainer
 
 SCRIPTS = {
     copying_memory: ("--delay", "3"),

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from images import load_digits
-from tasks import AddingProblem, CopyingMemory, PixelSequence, Task
+from common.images import load_digits
+from common.tasks import AddingProblem, CopyingMemory, PixelSequence, Task
 from torch import Tensor
 
 

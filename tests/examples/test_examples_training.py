@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from report import COLUMNS, Log, Row, read_rows
-from training import Trainer
+from common.log import COLUMNS, Log, Row, read_rows
+from common.training import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 TIMES = ("seconds", "steps_per_second")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from checkpoint import KEYS, load_checkpoint, save_checkpoint
+from common.checkpoint import KEYS, load_checkpoint, save_checkpoint
 from hostile import TRIED, survived
 from torch import nn
 

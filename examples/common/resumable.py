@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint import check_config, holds_checkpoint, load_latest, remove_checkpoints, save_checkpoint
-from report import Log
 from torch import nn
+
+from common.checkpoint import check_config, holds_checkpoint, load_latest, remove_checkpoints, save_checkpoint
+from common.log import Log
 
 HOUSEKEEPING = ("out", "resume", "overwrite", "threads", "device")  # options that may differ on resuming
 

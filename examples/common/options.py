@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import DEFAULT_NONLINEARITY, KINDS
+
+from common.models import DEFAULT_NONLINEARITY, KINDS
 
 
 def number(text: str) -> float:

@@ -13,12 +13,14 @@ import time
 from typing import Any
 
 import torch
-from models import SequenceModel
-from report import Row, describe, draw_runs
-from resumable import ResumableRun
-from tasks import Task
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
+
+from common.curves import draw_runs
+from common.log import Row, describe
+from common.models import SequenceModel
+from common.resumable import ResumableRun
+from common.tasks import Task
 
 
 def build_model(args: argparse.Namespace, task: Task) -> SequenceModel:

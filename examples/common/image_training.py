@@ -18,9 +18,6 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from image_data import SETS, make_dataset, make_loader
-from report import Row, describe, draw_runs
-from resumable import ResumableRun
 from safetensors.torch import save_model
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -29,6 +26,10 @@ from timm.utils import AverageMeter, ModelEmaV3, accuracy, random_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common.curves import draw_runs
+from common.image_data import SETS, make_dataset, make_loader
+from common.log import Row, describe
+from common.resumable import ResumableRun
 from unitary_layers import attach, retract_, unitarity_error_of
 from unitary_layers.training import unitary_weights
 

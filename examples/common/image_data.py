@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from images import DIGITS_SPLIT_SEED
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_loader
 from torch.utils.data import DataLoader, Dataset
+
+from common.images import DIGITS_SPLIT_SEED
 
 
 @dataclass(frozen=True)

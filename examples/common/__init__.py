@@ -1,0 +1,1 @@
+"""What the example scripts share: models, tasks, options, training, checkpoints, logs and pictures."""
