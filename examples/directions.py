@@ -2,9 +2,9 @@
 
 "dense" is elementwise RMSprop: the n x n gradient divided by the root of an n x n second moment. "factored" never has
 that matrix: its rows and columns are divided by the roots of their second moments, which probes estimate (`UpdateRule(
-precondition=True)`). A step that is faster and learns worse would be no gain. The two take turns step by step, so that
-their seconds can be compared on a machine that is shared. Copying memory at delays 100 and 1,000, and scikit-learn's
-digits pixel by pixel; `--out` (runs/directions) gets directions.csv and directions.png.
+precondition=True, direction="gradient")`). A step that is faster and learns worse would be no gain. The two take turns
+step by step, so that their seconds can be compared on a machine that is shared. Copying memory at delays 100 and 1,000,
+and scikit-learn's digits pixel by pixel; `--out` (runs/directions) gets directions.csv and directions.png.
 
     python examples/directions.py
     python examples/directions.py --tasks copying_1000 --steps 1000 --until-target

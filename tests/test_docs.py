@@ -75,8 +75,7 @@ def test_blocks_have_a_language_and_a_reason_not_to_run():
     for page in PAGES:
         where, text = page.relative_to(ROOT), page.read_text()
         for block in blocks_of(text):
-            is_plain = page == README and not block.language
-            assert block.language in LANGUAGES or is_plain, f"{where}:{block.line}: expected one of {sorted(LANGUAGES)}"
+            assert block.language in LANGUAGES, f"{where}:{block.line}: expected one of {sorted(LANGUAGES)}"
             assert block.not_run is None or block.language == "python", f"{where}:{block.line}: would not run anyway"
             assert block.not_run != "", f"{where}:{block.line}: no reason is given"
         said = [block for block in blocks_of(text) if block.not_run is not None]

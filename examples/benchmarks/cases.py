@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import peers
@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import copying_memory
 from common.training import Trainer
+
+PAPER = UpdateRule(direction="gradient")  # rank 1, one step against the sampled gradient
 
 Work = Callable[[], object]
 
@@ -74,7 +76,7 @@ def many(count: int, n: int, repetitions: int) -> Iterator[Row]:
     """One step of a model with many unitary weights of one shape, against one such weight."""
     works = {}
     for number in (1, count):
-        model = nn.Sequential(*(UnitaryLinear(n, n, bias=False) for _ in range(number)))
+        model = nn.Sequential(*(UnitaryLinear(n, n, bias=False, update=PAPER) for _ in range(number)))
         works[f"{number} weights"] = _step_of(model, torch.randn(n, n))
     return rows_of("update", f"{count} x {n}", works, repetitions, "1 weights")
 
@@ -83,7 +85,7 @@ def linear(n: int, rows: int, repetitions: int, with_peers: bool = True) -> Iter
     """A training step of a linear layer: forward, backward, update."""
     x = torch.randn(rows, n, requires_grad=True)
     layers = {"nn.Linear": nn.Linear(n, n, bias=False)}
-    layers |= {g: UnitaryLinear(n, n, bias=False, gradient=g) for g in ("dense", "factored")}
+    layers |= {g: UnitaryLinear(n, n, bias=False, update=PAPER, gradient=g) for g in ("dense", "factored")}
     layers |= peers.linears(n) if with_peers else {}
     return rows_of("linear", f"{n}, {rows} rows", _training(layers, x), repetitions, "nn.Linear")
 
@@ -92,7 +94,8 @@ def recurrent(width: int, repetitions: int, steps: int = 784, batch: int = 128) 
     """A training step of a recurrent layer with ReLU over a sequence of scalars; the loss looks at the last state."""
     x = torch.randn(steps, batch, 1)
     layers = {"nn.RNN": nn.RNN(1, width, nonlinearity="relu")}
-    layers |= {g: UnitaryRNN(1, width, nonlinearity="relu", gradient=g) for g in ("dense", "factored")}
+    rules = {"dense": PAPER, "factored": replace(PAPER, precondition=True)}  # RMSprop's counterpart without a matrix
+    layers |= {g: UnitaryRNN(1, width, nonlinearity="relu", update=rule, gradient=g) for g, rule in rules.items()}
     last = {name: _Last(layer) for name, layer in layers.items()}
     return rows_of("rnn", f"{width}, T = {steps}", _training(last, x), repetitions, "nn.RNN")
 
@@ -102,8 +105,9 @@ def convolution(channels: int, size: int, repetitions: int, batch: int = 64, wit
     x = torch.randn(batch, channels, size, size, requires_grad=True)
     layers = {"nn.Conv2d 3 x 3": nn.Conv2d(channels, channels, 3, padding=1, bias=False)}
     for gradient in ("dense", "factored"):
-        layers[gradient] = OrthogonalConv2d(channels, channels, input_size=size, bias=False, gradient=gradient)
-    layers["local 3 x 3"] = OrthogonalConv2d(channels, channels, 3, bias=False)
+        options = {"bias": False, "update": PAPER, "gradient": gradient}
+        layers[gradient] = OrthogonalConv2d(channels, channels, input_size=size, **options)
+    layers["local 3 x 3"] = OrthogonalConv2d(channels, channels, 3, bias=False, update=PAPER)
     layers |= peers.convolutions(channels, size) if with_peers else {}
     shape = f"{channels} x {size} x {size}"
     return rows_of("conv", shape, _training(layers, x), repetitions, "nn.Conv2d 3 x 3")
@@ -116,7 +120,7 @@ def network(batch: int, repetitions: int, **options: object) -> Iterator[Row]:
     for gradient in ("dense", "factored"):
         # Haar matrices of 512 channels at each frequency take half a minute to draw
         networks[gradient] = timm.create_model(
-            "orthoresnet_projunn", gradient=gradient, init="identity", num_classes=10, **options
+            "orthoresnet_projunn", gradient=gradient, update=PAPER, init="identity", num_classes=10, **options
         )
     return rows_of("resnet9", f"{batch} x 3 x 32 x 32", _training(networks, x), repetitions, "nn.Conv2d 3 x 3")
 
@@ -124,7 +128,7 @@ def network(batch: int, repetitions: int, **options: object) -> Iterator[Row]:
 def compiled(n: int, rows: int, repetitions: int) -> Iterator[Row]:
     """A training step of a linear layer whose forward and backward ``torch.compile`` has made."""
     x = torch.randn(rows, n, requires_grad=True)
-    layers = {"nn.Linear": nn.Linear(n, n, bias=False), "dense": UnitaryLinear(n, n, bias=False)}
+    layers = {"nn.Linear": nn.Linear(n, n, bias=False), "dense": UnitaryLinear(n, n, bias=False, update=PAPER)}
     layers |= {f"{name}, compiled": torch.compile(copy.deepcopy(layer)) for name, layer in layers.items()}
     return rows_of("compile", f"{n}, {rows} rows", _training(layers, x), repetitions, "nn.Linear, compiled")
 
@@ -158,7 +162,7 @@ def memory(n: int, rows: int) -> Iterator[Row]:
     """The most bytes of a training step of a linear layer, in n x n matrices."""
     x = torch.randn(rows, n, requires_grad=True)
     layers = {"nn.Linear": nn.Linear(n, n, bias=False)}
-    layers |= {g: UnitaryLinear(n, n, bias=False, gradient=g) for g in ("dense", "factored")}
+    layers |= {g: UnitaryLinear(n, n, bias=False, update=PAPER, gradient=g) for g in ("dense", "factored")}
     for name, work in _training(layers, x).items():
         matrices = peak_bytes(work) / (4 * n * n)
         yield Row("memory", f"{n}, {rows} rows", name, float("nan"), matrices, "one n x n matrix")
@@ -207,7 +211,7 @@ def _sgd(n: int, gradient: Tensor) -> Work:
 
 
 def _projunn(n: int, rank: int, gradient: Tensor) -> Work:
-    rule = UpdateRule(rank=rank, retract_every=0)
+    rule = replace(PAPER, rank=rank, retract_every=0)
     layer = UnitaryLinear(n, n, bias=False, init="identity", dtype=gradient.dtype, update=rule)
     return _step_of(nn.Sequential(layer), torch.view_as_real(gradient) if gradient.is_complex() else gradient)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from cases import Row, Work
+from cases import PAPER, Row, Work
 from timing import interleaved
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -54,10 +54,10 @@ def _measure(rank: int, ranks: int, n: int, rows: int, repetitions: int, folder:
 def _works(n: int, x: Tensor) -> dict[str, Work]:
     layers = {
         "nn.Linear, DDP": nn.Linear(n, n),
-        BASE: UnitaryLinear(n, n),
-        "dense, thin_products_hook": UnitaryLinear(n, n),
-        "dense, share_gradients": UnitaryLinear(n, n),
-        "factored, share_gradients": UnitaryLinear(n, n, gradient="factored"),
+        BASE: UnitaryLinear(n, n, update=PAPER),
+        "dense, thin_products_hook": UnitaryLinear(n, n, update=PAPER),
+        "dense, share_gradients": UnitaryLinear(n, n, update=PAPER),
+        "factored, share_gradients": UnitaryLinear(n, n, update=PAPER, gradient="factored"),
     }
     works = {}
     for name, layer in layers.items():

@@ -50,7 +50,7 @@ def make_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Op
     """timm's optimiser of that name; any but projunn has the step of the unitary weights attached to it."""
     options = {"lr": args.lr, "weight_decay": args.weight_decay, "momentum": args.momentum}
     if args.opt == "projunn":
-        options["unitary_lr_scale"] = args.unitary_lr_scale
+        options |= {"unitary_lr_scale": args.unitary_lr_scale, "direction": "rmsprop"}
     optimizer = timm.optim.create_optimizer_v2(model, args.opt, **options)
     if args.opt != "projunn" and any(True for _ in unitary_weights(model)):
         attach(model, optimizer)

@@ -44,7 +44,7 @@ def recurrent_layer(
         from unitary_layers import UnitaryRNN, UpdateRule  # here, so that the baselines need torch alone
 
         # A dense gradient gets its preconditioner, elementwise RMSprop, from the optimiser.
-        rule = UpdateRule(precondition=gradient == "factored", **update)
+        rule = UpdateRule(precondition=gradient == "factored", **update, direction="gradient")
         options = {"nonlinearity": nonlinearity, "update": rule, "gradient": gradient, "init": init}
         return UnitaryRNN(input_size, hidden_size, **options)
     if kind == "rnn":

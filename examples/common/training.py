@@ -45,9 +45,9 @@ def build_optimizer(args: argparse.Namespace, model: SequenceModel) -> torch.opt
     """RMSprop for every model; the unitary weights among them by projUNN on the same preconditioned gradient."""
     if model.kind != "unitary":
         return torch.optim.RMSprop(model.parameters(), lr=args.lr)
-    from unitary_layers.training.triggers.optimizer import ProjUNN  # here, so that the baselines need torch alone
+    from unitary_layers import ProjUNN  # here, so that the baselines need torch alone
 
-    return ProjUNN(model.parameters(), lr=args.lr, unitary_lr_scale=args.unitary_lr_scale)
+    return ProjUNN(model.parameters(), lr=args.lr, unitary_lr_scale=args.unitary_lr_scale, direction="rmsprop")
 
 
 class Trainer(ResumableRun):

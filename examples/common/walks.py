@@ -104,7 +104,7 @@ def pogo(w: Tensor, skew: Tensor) -> Tensor:
 
 def ours(variant: str, rank: int, retract_every: int | None, conv: bool) -> Ours:
     """A stack, or the blocks of a convolution: 4 real and 6 complex ones, of 64 x 64."""
-    rule = UpdateRule(variant, rank=rank, lr=1.0, retract_every=retract_every)
+    rule = UpdateRule(variant, rank=rank, lr=1.0, retract_every=retract_every, direction="gradient")
     return Ours(OrthogonalConv2d(SIZE, SIZE, input_size=4, update=rule) if conv else Stack(STACK, SIZE, rule), rank)
 
 

@@ -22,7 +22,9 @@ from unitary_layers.projunn.sampling import LINEAR_SAMPLERS, SAMPLERS
 STEPS = 4
 RULES = {
     **{sampler: UpdateRule("DT"[i % 2], rank=2, sampler=sampler, lr=0.3) for i, sampler in enumerate(SAMPLERS)},
-    "preconditioned": UpdateRule("D", rank=2, sampler="power", lr=0.02, precondition=True, retract_every=2),
+    "preconditioned": UpdateRule(
+        "D", rank=2, sampler="power", lr=0.02, precondition=True, retract_every=2, direction="gradient"
+    ),
 }
 WAYS = ("attach", "rmsprop", "momentum", "moments")
 

@@ -12,7 +12,9 @@ from unitary_layers import ProjUNN, UpdateRule, attach, projunn_step
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training import unitary_weights
 
-EXACT = UpdateRule(rank=N, lr=0.1)  # at full rank a sample is the gradient, and sums of samples are sums of gradients
+EXACT = UpdateRule(
+    rank=N, lr=0.1, direction="gradient"
+)  # at full rank a sample is the gradient, and sums of samples are sums of gradients
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SCALE = 1024.0
 every_dense_entry = pytest.mark.parametrize("entry", [e for e in ENTRIES if not e.factored], ids=lambda e: e.name)
@@ -43,7 +45,7 @@ def test_accumulated_gradients_make_one_step_of_their_sum(entry):
 
 @every_dense_entry
 def test_a_step_of_clipped_gradients_is_shorter_by_as_much(entry):
-    module = entry.make()
+    module = entry.make(update=UpdateRule(lr=0.3, direction="gradient"))
     twin, x = copy.deepcopy(module), entry.input()
     for m in (module, twin):
         loss_of(m, x).backward()
@@ -155,7 +157,7 @@ def test_tied_weights_move_once_by_the_sum_of_their_gradients(entry, by):
         ([loss_of(m, x) for m, x in zip(pair, inputs, strict=True)], pair),
         ([loss_of(twin, x) for x in inputs], twin),
     ):
-        optimizer = ProjUNN(module.parameters(), lr=0.1, unitary_lr_scale=1.0, direction="plain")
+        optimizer = ProjUNN(module.parameters(), lr=0.1, unitary_lr_scale=1.0, direction="gradient")
         sum(losses).backward()
         projunn_step(module) if by == "projunn_step" else optimizer.step()
     assert_same_matrices(pair, twin)
@@ -191,7 +193,7 @@ def test_the_meta_device_knows_the_shapes(entry):
 @every_entry
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_module_type_casts_neither_counters_nor_unitary_weights_below_float32(entry, dtype):
-    module = entry.make(update=UpdateRule(sampler="power", precondition=True, lr=0.3))
+    module = entry.make(update=UpdateRule(sampler="power", precondition=True, lr=0.3, direction="gradient"))
     step(module, entry.input())
     module.type(dtype)
     least = torch.promote_types(dtype, torch.float32)

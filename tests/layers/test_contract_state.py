@@ -113,7 +113,7 @@ def test_a_copy_is_unitary_by_itself(entry, copied):
 )
 def test_a_resumed_run_continues_bit_for_bit(entry, rule):
     if entry.factored and rule.sampler == "column":
-        rule = UpdateRule("D", sampler="lsi", lr=0.3, precondition=True)
+        rule = UpdateRule("D", sampler="lsi", lr=0.3, precondition=True, direction="gradient")
     whole = entry.make(update=rule)
     first = copy.deepcopy(whole)
     for _ in range(6):

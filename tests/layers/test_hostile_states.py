@@ -13,7 +13,9 @@ from torch import Tensor
 from unitary_layers import UnitaryLinear, UpdateRule
 from unitary_layers.testing import assert_unitary
 
-RULE = UpdateRule(sampler="power", rank=2, lr=0.3, precondition=True)  # with all the state there is
+RULE = UpdateRule(
+    sampler="power", rank=2, lr=0.3, precondition=True, direction="gradient"
+)  # with all the state there is
 CASES = [("linear-complex", False), ("linear", True), ("cell-factored", False)]
 
 

@@ -72,7 +72,7 @@ def test_the_probes_do_not_depend_on_the_product_that_takes_them_along():
 @pytest.mark.parametrize("sampler", ["lsi", "power"])
 def test_a_preconditioned_sample_asks_for_two_products_and_no_more(sampler):
     g = Listening(torch.randn(N, N))
-    rule = UpdateRule(rank=2, sampler=sampler, precondition=True)
+    rule = UpdateRule(rank=2, sampler=sampler, precondition=True, direction="gradient")
     start = Moments(torch.zeros(N), torch.zeros(N))
     sample = rule.sample(g, [(0, 0)], moments=start)
     asked = [(name, thin.size(-1)) for name, thin in g.asked]
@@ -94,7 +94,9 @@ def test_a_row_that_comes_alive_is_not_scaled_out_of_half_precision():
 def test_a_row_without_a_gradient_is_not_divided_by_zero():
     g, start = torch.randn(N, N), Moments(torch.zeros(N), torch.zeros(N))
     g[0] = 0
-    sample = UpdateRule(rank=2, precondition=True).sample(DenseGradient(g), [(0, 0)], moments=start)
+    sample = UpdateRule(rank=2, precondition=True, direction="gradient").sample(
+        DenseGradient(g), [(0, 0)], moments=start
+    )
     assert torch.isfinite(sample.low_rank.matrix()).all()
     assert torch.equal(sample.low_rank.left[0], torch.zeros(2))
 
@@ -102,13 +104,15 @@ def test_a_row_without_a_gradient_is_not_divided_by_zero():
 def test_what_is_rounding_next_to_the_rest_stays_small():
     g, start = torch.randn(N, N), Moments(torch.zeros(N), torch.zeros(N))
     g[0] *= 1e-15
-    sample = UpdateRule(rank=N, precondition=True).sample(DenseGradient(g), [(0, 0)], moments=start)
+    sample = UpdateRule(rank=N, precondition=True, direction="gradient").sample(
+        DenseGradient(g), [(0, 0)], moments=start
+    )
     assert sample.low_rank.matrix()[0].abs().max() < 1e-9 * sample.low_rank.matrix().abs().max()
 
 
 def test_a_gradient_whose_moments_overflow_is_refused_and_nothing_is_changed():
     """Its entries are finite and so are those of a row, but the mean square of a column is not."""
-    layer = UnitaryLinear(16, 16, bias=False, update=UpdateRule(precondition=True))
+    layer = UnitaryLinear(16, 16, bias=False, update=UpdateRule(precondition=True, direction="gradient"))
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     layer.weight.grad = torch.randn(16, 16)
     layer.weight.grad[:, 2] = 6e18
@@ -120,7 +124,10 @@ def test_a_gradient_whose_moments_overflow_is_refused_and_nothing_is_changed():
 def test_the_first_sample_of_full_rank_is_the_preconditioned_gradient():
     """No moments yet: the row space found with unscaled rows is still all there is, and what is in it is exact."""
     g = torch.randn(N, N, dtype=torch.float64)
-    rule, start = UpdateRule(rank=N, precondition=True), Moments(*(torch.zeros(N, dtype=torch.float64),) * 2)
+    rule, start = (
+        UpdateRule(rank=N, precondition=True, direction="gradient"),
+        Moments(*(torch.zeros(N, dtype=torch.float64),) * 2),
+    )
     sample = rule.sample(DenseGradient(g), [(0, 0)], moments=start)
     rows, columns = rule.averaged(start, sample.probes)
     twin = g / (torch.outer(rows, columns) / rows.mean()).sqrt()
@@ -129,7 +136,9 @@ def test_the_first_sample_of_full_rank_is_the_preconditioned_gradient():
 
 def test_a_gradient_of_zeros_stays_one():
     start = Moments(torch.zeros(N), torch.zeros(N))
-    sample = UpdateRule(precondition=True).sample(DenseGradient(torch.zeros(N, N)), [(0, 0)], moments=start)
+    sample = UpdateRule(precondition=True, direction="gradient").sample(
+        DenseGradient(torch.zeros(N, N)), [(0, 0)], moments=start
+    )
     assert torch.equal(sample.low_rank.matrix(), torch.zeros(N, N))
     assert sample.probes is not None
     assert torch.equal(sample.probes.rows, torch.zeros(N, 4))

@@ -20,14 +20,19 @@ CPU = torch.device("cpu")
         ({"variant": None}, "variant"),
         ({"sampler": "best"}, "sampler to be one of .*'lsi'.*, got 'best'"),
         ({"nonfinite": "ignore"}, r"nonfinite to be one of \('raise', 'skip'\), got 'ignore'"),
-        ({"rank": 0}, "rank to be an integer of at least 1, got 0"),
-        ({"rank": 1.5}, "rank to be an integer of at least 1, got 1.5"),
+        ({"rank": 0}, "rank to be an integer of at least 1 or 'auto', got 0"),
+        ({"rank": 1.5}, "rank to be an integer of at least 1 or 'auto', got 1.5"),
+        ({"rank": "half"}, "rank to be an integer of at least 1 or 'auto', got 'half'"),
+        ({"direction": "plain"}, r"direction to be one of \('spectral', 'gradient'\), got 'plain'"),
+        ({"momentum": 1.0}, r"momentum in \[0, 1\), got 1.0"),
+        ({"momentum": 0.9, "direction": "gradient"}, 'expected direction="spectral" with a momentum'),
+        ({"precondition": True}, 'expected direction="gradient" with precondition=True'),
         ({"rank": True}, "rank to be an integer"),
         ({"rank": None}, "rank to be an integer"),
         ({"precondition": 1}, "precondition to be True or False, got 1"),
         ({"lr": 10**400}, "lr to be a finite number of at least 0, got 1000"),
         ({"seed": -1}, "seed to be an integer of at least 0, got -1"),
-        ({"retract_every": -5}, "retract_every to be an integer of at least 0, got -5"),
+        ({"retract_every": -5}, "retract_every to be an integer of at least 0 or None, got -5"),
         ({"lr": -1e-3}, "lr to be a finite number of at least 0, got -0.001"),
         ({"lr": float("nan")}, "lr to be a finite number"),
         ({"lr": float("inf")}, "lr to be a finite number"),
@@ -51,7 +56,7 @@ def test_a_rule_is_a_value():
 @pytest.mark.parametrize(("variant", "function"), [("D", projunn_d), ("T", projunn_t)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_a_change_is_a_step_against_the_sampled_gradient(variant, function, dtype):
-    rule = UpdateRule(variant, rank=3, lr=0.2)
+    rule = UpdateRule(variant, rank=3, lr=0.2, direction="gradient")
     w, g = haar_unitary(6, dtype=dtype), torch.randn(6, 6, dtype=dtype)
     sample = rule.sample(DenseGradient(g), [(0, 0)]).low_rank
     change = rule.change(w, sample)
@@ -63,7 +68,7 @@ def test_a_step_goes_down():
     for dtype in (torch.float64, torch.complex128):
         for variant in ("D", "T"):
             w, a = haar_unitary(5, dtype=dtype), torch.randn(5, 5, dtype=dtype)
-            rule = UpdateRule(variant, rank=5, sampler="svd", lr=1e-3)
+            rule = UpdateRule(variant, rank=5, sampler="svd", lr=1e-3, direction="gradient")
             change = rule.change(w, rule.sample(DenseGradient(a), [(0, 0)]).low_rank)
             tangent = (a - w @ a.mH @ w) / 2
             went = (a.conj() * change.matrix()).sum().real
@@ -74,9 +79,11 @@ def drawn(rule: UpdateRule, keys: list[tuple[int, int]], *shape: int) -> torch.T
     return noise(torch.Tensor.normal_, shape, torch.empty(0), rule.streams(keys, CPU))
 
 
-def test_a_preconditioned_sample_needs_moments():
+def test_a_sample_needs_what_its_direction_looks_at():
+    with pytest.raises(ValueError, match="expected the weight for a rule with direction="):
+        UpdateRule().sample(DenseGradient(torch.eye(3)), [(0, 0)])
     with pytest.raises(ValueError, match="expected the moments of the weight for a rule with precondition=True"):
-        UpdateRule(precondition=True).sample(DenseGradient(torch.eye(3)), [(0, 0)])
+        UpdateRule(precondition=True, direction="gradient").sample(DenseGradient(torch.eye(3)), [(0, 0)])
 
 
 def test_random_numbers_are_a_function_of_the_key():

@@ -81,7 +81,7 @@ class UnitaryPixelRNN(StagedClassifier):
         embed_dim: channels of the embedding of a pixel.
         patch_size: side of the square of pixels that is one time step.
         nonlinearity: of :class:`UnitaryRNN`.
-        update: the rule by which the unitary weights move, or its variant, "D" or "T"; None for that of the layers.
+        update: the rule by which the unitary weights move, or its variant, "D" or "T".
         init: start of the unitary weights.
         gradient: "dense" or "factored".
         in_chans: channels of the image.
@@ -109,7 +109,7 @@ class UnitaryPixelRNN(StagedClassifier):
         patch_size: int = 1,
         *,
         nonlinearity: str | nn.Module = "modrelu",
-        update: UpdateRule | str | None = None,
+        update: UpdateRule | str = "T",
         init: str | Callable[..., Tensor] = "henaff",
         gradient: str = "dense",
         in_chans: int = 1,
@@ -123,8 +123,7 @@ class UnitaryPixelRNN(StagedClassifier):
         if not isinstance(widths, (tuple, list)) or not widths:
             raise ValueError(f"expected widths of one or more layers, got {widths!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        precondition = gradient == "factored"
-        rule = UpdateRule(variant=update, precondition=precondition) if isinstance(update, str) else update
+        rule = UpdateRule(variant=update) if isinstance(update, str) else update
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         embed_dim, patch_size = as_size("embed_dim", embed_dim), as_size("patch_size", patch_size)
         self.stem = nn.Conv2d(as_size("in_chans", in_chans), embed_dim, patch_size, patch_size, **dd)

@@ -5,6 +5,7 @@ matrices", NeurIPS 2022, arXiv 2203.05483, section 3 (its abstract names the two
 """
 
 import math
+from collections.abc import Callable
 from types import MappingProxyType
 
 import torch
@@ -77,14 +78,15 @@ def exponential(s: Tensor) -> Tensor:
     return p * 1.5 - p @ (p.mH @ p) * 0.5
 
 
-def _may_be_long(s: Tensor) -> bool:
-    """Whether a small matrix of a batch may have to be shortened; raises ``ValueError`` where one is not finite."""
-    if is_transformed():  # see Note [Under a transform]
-        return True
-    size = torch.linalg.vector_norm(s).item()
-    if not math.isfinite(size):
+def _refuse_overflow(s: Tensor) -> None:
+    """Raises ``ValueError`` where a small matrix of a batch is not finite."""
+    if not is_transformed() and not math.isfinite(torch.linalg.vector_norm(s).item()):  # see Note [Under a transform]
         raise ValueError("expected an update whose products with the weight are finite, got NaN, infinity or overflow")
-    return size > LONGEST
+
+
+def _may_be_long(s: Tensor) -> bool:
+    """Whether a small matrix of a batch may have to be shortened."""
+    return is_transformed() or torch.linalg.vector_norm(s).item() > LONGEST
 
 
 def _shortened(s: Tensor) -> Tensor:
@@ -125,6 +127,29 @@ def rotation(weight: Tensor, update: LowRank, variant: str) -> LowRank:
     Raises:
         ValueError: for an update with a NaN or an infinity, or so large that its products overflow.
     """
+
+    def turn(s: Tensor) -> Tensor:
+        p = VARIANTS[variant](_shortened(s) if variant == "T" and _may_be_long(s) else s)
+        return _plus_identity(p, -1.0)
+
+    return in_plane(weight, update, turn)
+
+
+def in_plane(weight: Tensor, update: LowRank, turn: Callable[[Tensor], Tensor]) -> LowRank:
+    """The change of a unitary weight by a rotation in the plane of an update; see Note [A rotation in a plane].
+
+    Args:
+        weight: unitary ``(..., n, n)``.
+        update: factors ``(..., n, k)``.
+        turn: makes of the small ``s`` ``(..., r, r)``, r = min(n, 2 k), the ``p - I`` of a unitary ``p``; in double
+            precision.
+
+    Returns:
+        k-major factors ``(..., n, r)``.
+
+    Raises:
+        ValueError: for an update with a NaN or an infinity, or so large that its products overflow.
+    """
     a, b = update
     c = thin_times(a, weight).mH
     frame = torch.cat([b.mT, c.mT], dim=-2).mT
@@ -132,10 +157,8 @@ def rotation(weight: Tensor, update: LowRank, variant: str) -> LowRank:
     r = double(q.mH @ frame)
     k = update.rank
     s = r[..., k:] @ r[..., :k].mH
-    if _may_be_long(s) and variant == "T":
-        s = _shortened(s)
-    p = VARIANTS[variant](s)
-    left = times_thin(weight, q) @ _plus_identity(p, -1.0).to(weight.dtype)
+    _refuse_overflow(s)
+    left = times_thin(weight, q) @ turn(s).to(weight.dtype)
     return LowRank(left, q)
 
 

@@ -1,4 +1,4 @@
-"""The rule of an update: which variant, sampler, rank and learning rate. The only place where the rate is applied."""
+"""The rule of an update: direction, variant, sampler, rank and rate. The only place where the rate is applied."""
 
 import sys
 from collections.abc import Sequence
@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 
 from ..linalg import LowRank
+from .direction import TangentGradient, automatic_rank, spectral_rotation
 from .gradient import GradientOperator
 from .moments import Moments, PreconditionedGradient, Probes, limited
 from .noise import Streams
 from .rotation import VARIANTS, rotation
 from .sampling import SAMPLERS
 
-NONFINITE = ("raise", "skip")
-OFF = ("retract", "raise")
+CHOICES = {
+    "variant": VARIANTS,
+    "sampler": SAMPLERS,
+    "nonfinite": ("raise", "skip"),
+    "off_manifold": ("retract", "raise"),
+    "direction": ("spectral", "gradient"),
+}
+INTEGERS = {"rank": (1, "auto"), "seed": (0, 0), "retract_every": (0, None)}  # the least, and what else may stand there
 
 Key = tuple[int, int]  # index of a weight in its model, number of its steps so far
 
@@ -34,71 +41,114 @@ class Sample(NamedTuple):
     probes: Probes | None
 
 
+# Note [One length for a family]
+# The length of a spectral step is an angle, and a good angle depends on how a weight is used, not on its task: PLACE.
+
+SPECTRAL_LENGTH = 0.3  # radians, Frobenius, of a step of a weight that says nothing else
+GRADIENT_RATE = 1e-3
+GRADIENT_RANK = 1
+MOMENTUM = 0.95
+
+
 @dataclass(frozen=True)
 class UpdateRule:
-    """How a unitary weight moves: ``W`` goes to the unitary matrix that projUNN finds for ``W - lr G_k``.
+    """How a unitary weight moves: in which direction, how far, and by which rank-k update.
+
+    The spectral direction, the default, turns all planes of a sample of the momentum by the same angle; its ``lr`` is
+    the Frobenius length of a step in radians, so the scale of the loss does not matter; see Note [The spectral
+    direction]. The direction of the paper, "gradient", takes ``W`` to the unitary matrix that projUNN finds for
+    ``W - lr G_k``.
 
     A rule is a value: immutable, hashable, comparable, without state. ``dataclasses.replace(rule, lr=...)`` makes
     another.
 
     Args:
-        variant: "D" (nearest unitary matrix to ``W - lr G_k``) or "T" (geodesic step along the tangent part of it).
-        rank: k, the rank of the sampled gradient ``G_k``.
-        sampler: how ``G_k`` is found: "lsi", "column", "power" or "svd".
-        lr: learning rate, dimensionless: the factor of the gradient, not a step length.
+        variant: "D" (nearest unitary matrix to ``W - lr G_k``) or "T" (geodesic step along the tangent part of it). In
+            the spectral direction "T" turns by theta and "D" by atan(theta).
+        rank: k, the rank of a sample, at most n; "auto" for n / 16, but from 8 to 64 (``direction="gradient"``: 1).
+        sampler: how the sample is found: "lsi", "column", "power" or "svd".
+        lr: in the spectral direction the Frobenius length of a step in radians: theta times the root of the number of
+            directions that turn, in general 2 k. In the direction of the paper the factor of the gradient. None for
+            what suits the layer; see Note [One length for a family] (``direction="gradient"``: 1e-3).
         seed: first part of the key of the sampler's random numbers.
         retract_every: steps between two repairs of the rounding drift; 0 for never, None for max(1000, n), which costs
             less than a tenth of the steps.
         nonfinite: what to do with a gradient that has a NaN or an infinity: "raise" an error, or "skip" the weight.
         off_manifold: what to do with a weight that something else has written so that it is not unitary: "retract" it
             with a warning, or "raise" an error; see Note [Off the manifold].
-        precondition: whether to divide the gradient by the root of the second moments of its rows and columns, RMSprop
-            with a state of 2n numbers; see Note [Preconditioning without a matrix]. lr is then near a step length: no
-            step is longer than ``2 lr sqrt(n k)``, in Frobenius norm.
+        precondition: only with ``direction="gradient"``: whether to divide the gradient by the root of the second
+            moments of its rows and columns, RMSprop with a state of 2n numbers; see Note [Preconditioning without a
+            matrix]. lr is then near a step length: no step is longer than ``2 lr sqrt(n k)``, in Frobenius norm.
         alpha: factor of the old average of the moments.
+        direction: "spectral" or "gradient".
+        momentum: of the spectral direction: how much is left of what was sampled. None for 0.95 where an optimiser
+            keeps the state of the step, and none otherwise; see Note [Where the momentum lives].
 
     Raises:
-        ValueError: for a value out of range.
+        ValueError: for a value out of range, or options that belong to the other direction.
 
-    Source: Kiani et al., arXiv 2203.05483, algorithm 1.
+    Source: Kiani et al., arXiv 2203.05483, algorithm 1, for ``direction="gradient"``.
 
     Example:
-        >>> UpdateRule("D", rank=4, lr=0.01).variant
+        >>> UpdateRule("D", rank=4, lr=0.1).variant
         'D'
     """
 
     variant: str = "T"
-    rank: int = 1
+    rank: int | str = "auto"
     sampler: str = "lsi"
-    lr: float = 1e-3
+    lr: float | None = None
     seed: int = 0
     retract_every: int | None = None
     nonfinite: str = "raise"
     off_manifold: str = "retract"
     precondition: bool = False
     alpha: float = 0.99
+    direction: str = "spectral"
+    momentum: float | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("variant", VARIANTS),
-            ("sampler", SAMPLERS),
-            ("nonfinite", NONFINITE),
-            ("off_manifold", OFF),
-        ):
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in tuple(choices):
                 raise ValueError(f"expected {name} to be one of {tuple(choices)}, got {getattr(self, name)!r}")
-        for name, least in (("rank", 1), ("seed", 0), ("retract_every", 0)):
+        for name, (least, other) in INTEGERS.items():
             value = getattr(self, name)
-            if value is None and name == "retract_every":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"expected {name} to be an integer of at least {least}, got {value!r}")
-        if not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha < 1:
-            raise ValueError(f"expected alpha in [0, 1), got {self.alpha!r}")
+            is_integer = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            if not is_integer and (value != other or type(value) is not type(other)):
+                beside = "" if name == "seed" else f" or {other!r}"
+                raise ValueError(f"expected {name} to be an integer of at least {least}{beside}, got {value!r}")
+        for name in ("alpha", "momentum"):
+            value = getattr(self, name)
+            if not (name == "momentum" and value is None) and not (_is_number(value) and 0 <= value < 1):
+                raise ValueError(f"expected {name} in [0, 1), got {value!r}")
         if not isinstance(self.precondition, bool):
             raise ValueError(f"expected precondition to be True or False, got {self.precondition!r}")
-        if not isinstance(self.lr, (int, float)) or not 0 <= self.lr <= sys.float_info.max:
+        if self.lr is not None and not (_is_number(self.lr) and 0 <= self.lr <= sys.float_info.max):
             raise ValueError(f"expected lr to be a finite number of at least 0, got {self.lr!r}")
+        if self.precondition and self.is_spectral:
+            raise ValueError('expected direction="gradient" with precondition=True, got "spectral", which has no scale')
+        if self.momentum is not None and not self.is_spectral:
+            raise ValueError('expected direction="spectral" with a momentum, got "gradient"')
+
+    @property
+    def is_spectral(self) -> bool:
+        """Whether the direction is the spectral one."""
+        return self.direction == "spectral"
+
+    @property
+    def rate(self) -> float:
+        """``lr``, or the default of the direction where it is None."""
+        return (SPECTRAL_LENGTH if self.is_spectral else GRADIENT_RATE) if self.lr is None else float(self.lr)
+
+    def rank_of(self, n: int) -> int:
+        """The rank for an n x n weight."""
+        if isinstance(self.rank, int):
+            return min(self.rank, n)
+        return automatic_rank(n) if self.is_spectral else GRADIENT_RANK
+
+    def with_length(self, length: float) -> "UpdateRule":
+        """The rule with this length of a step, where it is spectral and has none of its own."""
+        return self.with_lr(length) if self.lr is None and self.is_spectral else self
 
     def with_lr(self, lr: float) -> "UpdateRule":
         """The same rule at another learning rate."""
@@ -125,31 +175,37 @@ class UpdateRule:
         self,
         gradient: GradientOperator,
         keys: Sequence[Key],
+        weight: Tensor | None = None,
         previous: Tensor | None = None,
         moments: Moments | None = None,
         probes: Probes | None = None,
     ) -> Sample:
-        """The matrix of rank k that stands for a gradient, preconditioned if the rule says so.
+        """The matrix of rank k that stands for a gradient: for its tangent part, or for it, preconditioned if so said.
 
         Args:
-            gradient: as an operator ``(..., n, n)``.
+            gradient: as an operator ``(..., n, n)``; with the momentum in it, if there is one.
             keys: of the weight, or of each along the first dimension, as for :meth:`streams`.
+            weight: unitary ``(..., n, n)``; only the spectral direction looks at it.
             previous: left factor ``(..., n, k)`` of the step before; only the power sampler looks at it.
             moments: running average before this step, for a rule with ``precondition``.
             probes: of the other parts of a gradient that comes in parts.
 
         Raises:
-            ValueError: for a rule with ``precondition`` and no moments.
+            ValueError: for a rule with ``precondition`` and no moments, or of the spectral direction and no weight.
         """
-        device = gradient.device
+        device, rank = gradient.device, self.rank_of(gradient.shape[-1])
         sampler, streams = SAMPLERS[self.sampler], self.streams(keys, device)
+        if self.is_spectral:
+            if weight is None:
+                raise ValueError('expected the weight for a rule with direction="spectral", got None')
+            return Sample(sampler(TangentGradient(gradient, weight), rank, streams, previous), None)
         if not self.precondition:
-            return Sample(sampler(gradient, self.rank, streams, previous), None)
+            return Sample(sampler(gradient, rank, streams, previous), None)
         if moments is None:
             raise ValueError("expected the moments of the weight for a rule with precondition=True, got None")
         source = self.streams(keys, device, stream=1)
         scaled = PreconditionedGradient(gradient, moments, self.alpha, source, probes)
-        return Sample(sampler(scaled, self.rank, streams, previous), scaled.probes())
+        return Sample(sampler(scaled, rank, streams, previous), scaled.probes())
 
     def averaged(self, moments: Moments, probes: Probes) -> Moments:
         """The running average of the moments after a gradient that was seen through these probes."""
@@ -157,9 +213,19 @@ class UpdateRule:
 
     def change(self, weight: Tensor, sample: LowRank) -> LowRank:
         """The change ``(..., n, n)`` of a unitary weight for a sampled gradient, not yet written."""
+        if self.is_spectral:
+            return spectral_rotation(weight, sample, self.variant, self.rate)
         if self.precondition:
             sample = limited(sample)
-        return rotation(weight, sample.scale(-float(self.lr)), self.variant)
+        return rotation(weight, sample.scale(-self.rate), self.variant)
+
+    def remembered(self, sample: LowRank) -> LowRank:
+        """What a step takes out of the momentum it was sampled from, to be added to it."""
+        return sample.scale((MOMENTUM if self.momentum is None else self.momentum) - 1)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 @lru_cache(maxsize=1024)  # a schedule asks for the same change of many equal rules

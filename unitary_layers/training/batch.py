@@ -35,12 +35,14 @@ class Step:
         direction: what it is to go against; if of low rank, it has been sampled already.
         rule: how it moves.
         state: buffers of an optimiser, and the values that they get if and when the step is taken.
+        momentum: buffer ``(..., n, n)`` that the spectral direction is taken of, together with the gradient; or None.
     """
 
     weight: UnitaryWeight
     direction: GradientOperator | LowRank
     rule: UpdateRule
     state: Sequence[tuple[Tensor, Tensor]] = ()
+    momentum: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Batch:
     def rule(self) -> UpdateRule:
         """How they all move."""
         return self.steps[0].rule
+
+    @property
+    def size(self) -> int:
+        """n, of n x n weights."""
+        return self.matrices[0].size(-1)
 
     @cached_property
     def keys(self) -> list[tuple[int, int]]:
@@ -81,6 +88,22 @@ class Batch:
             inner = [direction.inner for direction in cast(list[ReducedGradient], directions)]
             return ReducedGradient(DenseGradient(self.stack(part.dense() for part in inner)), first.group)
         return DenseGradient(self.stack(direction.matrix for direction in cast(list[DenseGradient], directions)))
+
+    @property
+    def momenta(self) -> list[Tensor]:
+        """The buffers of the momenta; none but for the spectral direction."""
+        return [step.momentum for step in self.steps if step.momentum is not None]
+
+    @cached_property
+    def aim(self) -> GradientOperator | LowRank:
+        """The direction, with the momenta in it; then it is a matrix that nobody else holds."""
+        if not self.momenta:
+            return self.direction
+        gradient = self.direction
+        assert isinstance(gradient, GradientOperator)  # a sampled one has no momentum
+        if isinstance(gradient, ReducedGradient):
+            return ReducedGradient(DenseGradient(self.stack(self.momenta) + gradient.inner.dense()), gradient.group)
+        return DenseGradient(self.stack(self.momenta) + gradient.dense())
 
     @property
     def previous_factors(self) -> list[Tensor]:
@@ -142,4 +165,5 @@ def _kind(step: Step) -> tuple[object, ...] | None:
     if parameter.numel() > LARGEST or type(direction) not in (DenseGradient, LowRank, ReducedGradient):
         return None
     sampled = (direction.rank, _probes(step) is not None) if type(direction) is LowRank else None
-    return step.rule, parameter.shape, parameter.dtype, parameter.device, step.weight.is_complex, sampled, group
+    kind = (parameter.shape, parameter.dtype, parameter.device, step.weight.is_complex, step.momentum is not None)
+    return step.rule, *kind, sampled, group

@@ -5,9 +5,9 @@ weights, group what moves together, sample, rotate, write.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from ..linalg import LowRank, nearest_unitary, unitarity_error
 from ..linalg.thin import add_low_rank_
 from ..projunn.gradient import DenseGradient, GradientOperator
-from ..projunn.rule import Sample
+from ..projunn.rule import Sample, UpdateRule
 from ..projunn.sampling import LINEAR_SAMPLERS, recompressed
 from .batch import Batch, Step, batches
+from .memory import momentum_of
 from .parallel.shared import with_gradients
+from .reduced import ReducedGradient
 from .watch import watch
 from .weight import UnitaryWeight, unitary_weights
 
@@ -44,8 +46,18 @@ def projunn_step(module: nn.Module, *, lr_scale: float = 1.0) -> None:
         raise ValueError(f"expected lr_scale to be a finite number of at least 0, got {lr_scale!r}")
     step_from_gradients(
         unitary_weights(module),
-        lambda weight, gradient: Step(weight, gradient, weight.rule.with_lr(weight.rule.lr * lr_scale)),
+        lambda weight, gradient: step_of(weight, gradient, weight.rule.with_lr(weight.rule.rate * lr_scale)),
     )
+
+
+def step_of(
+    weight: UnitaryWeight,
+    gradient: GradientOperator | LowRank,
+    rule: UpdateRule,
+    state: MutableMapping[Tensor, Any] | None = None,
+) -> Step:
+    """The step of a weight by a rule, with the momentum that it has in the state of an optimiser, if there is one."""
+    return Step(weight, gradient, rule, momentum=momentum_of(weight, rule, state))
 
 
 def step_from_gradients(
@@ -115,7 +127,7 @@ def write(move: Move) -> None:
     else:
         torch._foreach_add_(batch.matrices, batch.unstack(move.change.matrix()))
     _write_states(batch, move.sample)
-    period = batch.rule.retract_period(batch.matrices[0].size(-1))
+    period = batch.rule.retract_period(batch.size)
     for weight, matrix, count in zip(weights, batch.matrices, counts, strict=True):
         if period and (count + 1) % period == 0:
             matrix.copy_(nearest_unitary(matrix))
@@ -126,6 +138,8 @@ def _write_states(batch: Batch, sample: Sample) -> None:
     torch._foreach_add_([step.weight.count for step in batch.steps], 1)
     if batch.previous_factors:
         _copy_(batch.previous_factors, batch.unstack(sample.low_rank.left))
+    if batch.momenta:
+        _copy_(batch.momenta, batch.unstack(_momentum_after(batch, sample.low_rank)))
     if sample.probes is not None and (moments := batch.moments) is not None:
         new = batch.rule.averaged(moments, sample.probes)
         for buffers, values in zip(zip(*batch.moment_buffers, strict=True), new, strict=True):
@@ -133,6 +147,14 @@ def _write_states(batch: Batch, sample: Sample) -> None:
     for step in batch.steps:
         for buffer, value in step.state:
             buffer.copy_(value)
+
+
+def _momentum_after(batch: Batch, sample: LowRank) -> Tensor:
+    """The momenta ``(..., n, n)`` from which a sample has been taken, in the memory of the aim."""
+    aim = batch.aim.inner if isinstance(batch.aim, ReducedGradient) else batch.aim
+    assert isinstance(aim, DenseGradient)  # as the aim is where there are momenta
+    add_low_rank_(aim.matrix, batch.rule.remembered(sample))
+    return aim.matrix
 
 
 @contextmanager
@@ -143,15 +165,17 @@ def _naming(batch: Batch) -> Iterator[None]:
     except (ValueError, torch.linalg.LinAlgError) as error:
         names = ", ".join(repr(step.weight.name) for step in batch.steps)
         raise RuntimeError(
-            f"no step of the unitary weights {names} at lr={batch.rule.lr:g}: {error}; no unitary weight was changed"
+            f"no step of the unitary weights {names} at lr={batch.rule.rate:g}: {error}; no unitary weight was changed"
         ) from error
 
 
 def _sample(batch: Batch) -> Sample:
     with _naming(batch):
         if isinstance(batch.direction, LowRank):
-            return Sample(recompressed(batch.direction, batch.rule.rank), batch.probes)
-        return batch.rule.sample(batch.direction, batch.keys, batch.previous, batch.moments)
+            return Sample(recompressed(batch.direction, batch.rule.rank_of(batch.size)), batch.probes)
+        assert isinstance(batch.aim, GradientOperator)  # as the direction is
+        weight = batch.stack(batch.matrices)
+        return batch.rule.sample(batch.aim, batch.keys, weight, batch.previous, batch.moments)
 
 
 def _usable(batch: Batch, seen: GradientOperator | LowRank) -> Batch | None:

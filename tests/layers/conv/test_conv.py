@@ -53,7 +53,7 @@ def test_full_support_is_orthogonal_for_every_parity(transform, dtype):
         x = torch.randn(2, 2, *size, dtype=dtype)
         scale = 10 * layer.weight.size(-1) * x[0].numel() * torch.finfo(dtype).eps
         assert (layer(x) - by_torch(layer, x)).abs().max() <= scale
-        train(layer, size, steps=2)
+        train(layer, size, steps=3)  # of two steps of one length the second may undo the first
         assert_orthogonal(layer, size)
 
 

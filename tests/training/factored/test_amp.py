@@ -14,7 +14,7 @@ EPS = torch.finfo(torch.float32).eps
 LAYERS = {
     "linear": lambda: UnitaryLinear(N, N, gradient="factored", update=UpdateRule(lr=0.1)),
     "preconditioned": lambda: UnitaryLinear(
-        N, N, gradient="factored", update=UpdateRule(lr=0.01, rank=2, precondition=True)
+        N, N, gradient="factored", update=UpdateRule(lr=0.01, rank=2, precondition=True, direction="gradient")
     ),
     "rnn": lambda: UnitaryRNN(N, N, nonlinearity="tanh", gradient="factored"),
 }

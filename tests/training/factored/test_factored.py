@@ -75,7 +75,16 @@ def assert_same_weights(a, b):
 
 @every_case
 @pytest.mark.parametrize("variant", ["D", "T"])
-@pytest.mark.parametrize("rule", [{}, {"rank": 2, "sampler": "power"}, {"precondition": True, "rank": 2}], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {},
+        {"rank": 2, "sampler": "power"},
+        {"precondition": True, "rank": 2, "direction": "gradient"},
+        {"rank": 1, "direction": "gradient"},
+    ],
+    ids=str,
+)
 def test_the_step_is_that_of_the_dense_gradient(build, shape, dtype, variant, rule):
     dense, factored = twins(build, dtype, update=UpdateRule(variant, lr=0.1, **rule))
     for _ in range(3):
@@ -110,7 +119,9 @@ def test_ordinary_parameters_get_their_gradients(build, shape, dtype):
 @pytest.mark.parametrize("precondition", [False, True])
 def test_micro_batches_add_up(precondition):
     """With a rank of the rows of a micro-batch nothing is lost, and what is kept adds up to the dense sum."""
-    dense, factored = twins(CASES["linear"][0], REAL, update=UpdateRule(rank=4, lr=0.1, precondition=precondition))
+    dense, factored = twins(
+        CASES["linear"][0], REAL, update=UpdateRule(rank=4, lr=0.1, precondition=precondition, direction="gradient")
+    )
     parts = torch.randn(2, 2, N, dtype=REAL)
     for module in (dense, factored):
         for x in parts:
@@ -397,9 +408,9 @@ def test_parts_that_overflow_leave_it_to_the_step(nonfinite):
 
 def test_a_rule_that_changes_between_backward_and_step_mixes_no_moments():
     net = nn.Sequential(*(UnitaryLinear(N, N, gradient="factored") for _ in range(2)))
-    net[0].update = UpdateRule(precondition=True)
+    net[0].update = UpdateRule(precondition=True, direction="gradient")
     net(torch.randn(ROWS, N)).square().sum().backward()
-    net[1].update = UpdateRule(precondition=True)
+    net[1].update = UpdateRule(precondition=True, direction="gradient")
     projunn_step(net)
     assert net[0].weight_row_moments.min() > 0
     assert net[1].weight_row_moments.abs().max() == 0

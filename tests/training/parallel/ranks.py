@@ -30,7 +30,11 @@ State = dict[str, Tensor]
 
 def model(gradient: str = "dense", seed: int = 0, **rule: Any) -> nn.Sequential:
     torch.manual_seed(seed)
-    options = {"gradient": gradient, "update": UpdateRule(**{"lr": 0.05, **rule}), "dtype": torch.float64}
+    options = {
+        "gradient": gradient,
+        "update": UpdateRule(**{"lr": 0.05, "direction": "gradient", **rule}),
+        "dtype": torch.float64,
+    }
     middle = [UnitaryLinear(N, N, **options), nn.Tanh(), UnitaryLinear(N, N, **options)]
     return nn.Sequential(nn.Linear(6, N, dtype=torch.float64), *middle, nn.Linear(N, 3, dtype=torch.float64))
 
@@ -51,7 +55,7 @@ class Run:
     Attributes:
         by: how ranks come together: "ddp" alone, "hook" (of its communication) or "share" (``share_gradients``).
         gradient: of the unitary layers.
-        trigger: "step", "attach", or a direction of ``ProjUNN``.
+        trigger: "step", "attach", "ProjUNN", or a direction of it.
         steps: how many.
         rule: options of the ``UpdateRule``.
     """
@@ -83,7 +87,9 @@ class Run:
             ordinary = [p for name, p in net.named_parameters() if self.trigger == "attach" or name[0] in "04"]
             optimizer = torch.optim.SGD(ordinary, lr=0.1)
         else:
-            optimizer = ProjUNN(net.parameters(), lr=0.01, direction=self.trigger, momentum=0.5)
+            optimizer = ProjUNN(
+                net.parameters(), lr=0.01, direction=None if self.trigger == "ProjUNN" else self.trigger, momentum=0.5
+            )
         if self.trigger == "attach":
             attach(net, optimizer)
         for step in range(self.steps):
@@ -96,6 +102,7 @@ class Run:
 
 
 POWER = {"sampler": "power", "rank": 2, "variant": "D"}
+SPECTRAL = {"direction": "spectral", "rank": 2, "lr": 0.1}
 RUNS = {
     "ddp": Run("ddp", steps=STEPS),
     "ddp-power": Run("ddp", rule=POWER),
@@ -105,7 +112,7 @@ RUNS = {
     "hook-power": Run("hook", rule=POWER),
     "hook-column": Run("hook", rule={"sampler": "column"}),
     "hook-attach": Run("hook", trigger="attach"),
-    "hook-optimiser": Run("hook", trigger="plain"),
+    "hook-optimiser": Run("hook", trigger="gradient"),
     "share": Run("share", steps=STEPS),
     "share-factored": Run("share", "factored", steps=STEPS),
     "share-factored-power": Run("share", "factored", rule=POWER),
@@ -115,10 +122,17 @@ RUNS = {
     "share-attach": Run("share", trigger="attach"),
     "share-attach-factored": Run("share", "factored", trigger="attach"),
     "share-factored-optimiser": Run("share", "factored", trigger="rmsprop", rule={"precondition": True}),
-    "share-plain": Run("share", trigger="plain"),
+    "share-plain": Run("share", trigger="gradient"),
     "share-rmsprop": Run("share", trigger="rmsprop"),
     "share-moments": Run("share", trigger="moments"),
     "share-momentum": Run("share", trigger="momentum"),
+    "ddp-spectral-attach": Run("ddp", trigger="attach", rule=SPECTRAL),
+    "hook-spectral": Run("hook", trigger="ProjUNN", rule=SPECTRAL),
+    "share-spectral": Run("share", rule=SPECTRAL),
+    "share-spectral-buffer": Run("share", rule=SPECTRAL | {"momentum": 0.9, "variant": "D"}),
+    "share-spectral-attach": Run("share", trigger="attach", steps=STEPS, rule=SPECTRAL),
+    "share-spectral-optimiser": Run("share", trigger="ProjUNN", rule=SPECTRAL | {"sampler": "power"}),
+    "share-spectral-factored": Run("share", "factored", rule=SPECTRAL),
 }
 
 
@@ -280,11 +294,11 @@ def broken(part: slice) -> Any:
     """A NaN on the last rank, for each trigger: what all ranks say, and whether a unitary weight has changed."""
     spoilt = math.nan if dist.get_rank() == dist.get_world_size() - 1 else 1
     found = []
-    for gradient, trigger, nonfinite in product(("dense", "factored"), ("step", "plain"), ("raise", "skip")):
+    for gradient, trigger, nonfinite in product(("dense", "factored"), ("step", "gradient"), ("raise", "skip")):
         net = model(gradient, nonfinite=nonfinite)
         share_gradients(net)
         before = {weight.name: weight.matrix.clone() for weight in unitary_weights(net)}
-        take = partial(projunn_step, net) if trigger == "step" else ProjUNN(net.parameters(), direction="plain").step
+        take = partial(projunn_step, net) if trigger == "step" else ProjUNN(net.parameters(), direction="gradient").step
         loss_of(net, batch(0)[part] * spoilt).backward()
         message = _message(take)
         unchanged = all(torch.equal(weight.matrix, before[weight.name]) for weight in unitary_weights(net))

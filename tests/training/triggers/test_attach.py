@@ -19,7 +19,7 @@ OPTIMIZERS = {
 
 
 def model() -> nn.Sequential:
-    rule = UpdateRule(rank=2, lr=0.05, sampler="power")
+    rule = UpdateRule(rank=2, lr=0.05, sampler="power", momentum=0.9)  # in a buffer, for every trigger
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), UnitaryLinear(6, 6, update=rule), nn.Linear(6, 1))
 
 
@@ -222,7 +222,8 @@ def test_backward_that_raised_does_not_stop_the_trigger():
 
 
 def test_backward_with_reentrant_checkpointing_steps_each_weight_once():
-    start = nn.Sequential(*(UnitaryLinear(6, 6) for _ in range(3)))
+    rule = UpdateRule(direction="gradient")
+    start = nn.Sequential(*(UnitaryLinear(6, 6, update=rule) for _ in range(3)))
     nets = [start, copy.deepcopy(start)]
     x = torch.randn(5, 6, requires_grad=True)
     attach(nets[0])
@@ -259,7 +260,7 @@ def test_backward_trigger_is_refused_in_a_distributed_run(tmp_path, monkeypatch)
 
 
 def test_recurrent_layers_train_by_every_trigger():
-    start = UnitaryRNN(2, 5, nonlinearity="modrelu", num_layers=2)
+    start = UnitaryRNN(2, 5, nonlinearity="modrelu", num_layers=2, update=UpdateRule(momentum=0.9))
     results = []
     for trigger in ("call", "hook", "backward"):
         net = copy.deepcopy(start)

@@ -21,7 +21,7 @@ X = torch.randn(5, N, generator=torch.Generator().manual_seed(0))
 
 
 def layers(count: int = 1, **options: object) -> list[UnitaryLinear]:
-    return [UnitaryLinear(N, N, update=UpdateRule(lr=0.1), **options) for _ in range(count)]
+    return [UnitaryLinear(N, N, update=UpdateRule(lr=0.1, momentum=0.9), **options) for _ in range(count)]
 
 
 def loss_of(net: nn.Module) -> Tensor:
@@ -35,7 +35,7 @@ def size_of(optimizer: torch.optim.Optimizer) -> list[int]:
 def test_parts_of_a_model_may_be_attached_one_by_one():
     whole = nn.Sequential(*layers(2))
     for layer in whole:  # a sample of the whole gradient, whatever the place in a tree
-        layer.update = UpdateRule(lr=0.1, rank=N)
+        layer.update = UpdateRule(lr=0.1, rank=N, direction="gradient")
     parts = copy.deepcopy(whole)
     for net, attached in ((whole, [whole]), (parts, list(parts))):
         optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.01), torch.amp.GradScaler("cpu")

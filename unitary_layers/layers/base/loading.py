@@ -18,7 +18,7 @@ from ...training.weight import UnitaryWeight, as_matrix
 from .inputs import HALF
 
 STATE_VERSION = 1  # of the names, shapes and meaning of what a state dict holds; 1 is the first
-STATE = ("count", "previous", "row_moments", "column_moments")  # buffers of a weight, after its name
+STATE = ("count", "previous", "row_moments", "column_moments", "momentum")  # buffers of a weight, after its name
 
 
 @lru_cache
@@ -79,7 +79,7 @@ def prepare_state(
             value = state_dict.get(name)
             if not isinstance(value, Tensor) or value.shape != present.shape or value.is_meta:
                 continue
-            if flaw := _flaw(name, value, signed=name in (key, f"{key}_previous")):
+            if flaw := _flaw(name, value, signed=name in (key, f"{key}_previous", f"{key}_momentum")):
                 errors.append(f"expected {flaw}; it was not loaded")
                 state_dict[name] = present
             elif name == key:
@@ -106,8 +106,13 @@ def settle(weight: UnitaryWeight, tolerance: float) -> None:
 def _held(key: str, weight: UnitaryWeight) -> dict[str, Tensor]:
     """What a module holds of a weight, by the keys of its state dict."""
     names = (key, *state_names(key))
-    tensors = (weight.parameter.detach(), weight.count, weight.previous, *(weight.moments or (None, None)))
+    tensors = (weight.parameter.detach(), weight.count, *_states(weight))
     return {name: tensor for name, tensor in zip(names, tensors, strict=True) if tensor is not None}
+
+
+def _states(weight: UnitaryWeight) -> tuple[Tensor | None, ...]:
+    """The buffers of :data:`STATE` but the count, in their order; None for those that the rule does not need."""
+    return weight.previous, *(weight.moments or (None, None)), weight.momentum
 
 
 def _flaw(name: str, loaded: Tensor, *, signed: bool) -> str | None:
@@ -143,7 +148,7 @@ def _complete(state_dict: dict[str, Any], key: str, weight: UnitaryWeight) -> No
     """Fills in what a state dict of torch's own layer, or of another sampler, does not have."""
     device = getattr(state_dict.get(key), "device", weight.count.device)
     state_dict.setdefault(f"{key}_count", _or_zeros(weight.count, device))
-    for state, buffer in zip(STATE[1:], (weight.previous, *(weight.moments or (None, None))), strict=True):
+    for state, buffer in zip(STATE[1:], _states(weight), strict=True):
         name = f"{key}_{state}"
         if buffer is None:
             state_dict.pop(name, None)

@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from ...init import INITS
 from ...projunn.moments import Moments
-from ...projunn.rule import UpdateRule
+from ...projunn.rule import SPECTRAL_LENGTH, UpdateRule
 from ...projunn.sampling import LINEAR_SAMPLERS
 from ...training.owners import register_owner
 from ...training.watch import rounding_tolerance
@@ -48,6 +48,7 @@ class UnitaryModule(UnitaryMethods):
 
     _version: int = STATE_VERSION  # nn.Module writes it into the metadata of state dicts
     extra_inits: ClassVar[tuple[str, ...]] = ()  # of a layer that knows a start of its own
+    step_length: ClassVar[float] = SPECTRAL_LENGTH  # of a rule without one; see Note [One length for a family]
     __jit_unused_properties__: ClassVar[list[str]] = ["update", "matrix", "support", "all_weights"]
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -81,6 +82,7 @@ class UnitaryModule(UnitaryMethods):
         self.grad_scaler: GradScaler | None = None
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
         self._update = update
+        self._rule = update.with_length(self.step_length)
         register_owner(self)
 
     @property
@@ -93,9 +95,7 @@ class UnitaryModule(UnitaryMethods):
         if not isinstance(rule, UpdateRule):
             raise ValueError(f"expected update to be an UpdateRule, got {rule!r}")
         self._check_sampler(rule)
-        for name in self._unitary:
-            self._check_rank(name, getattr(self, name), rule)
-        self._update = rule
+        self._update, self._rule = rule, rule.with_length(self.step_length)
         for name in self._unitary:
             self._register_state(name, self._unitary[name])
 
@@ -112,7 +112,6 @@ class UnitaryModule(UnitaryMethods):
         """Registers an unfilled unitary parameter ``(..., n, n)`` and the buffers of its update."""
         stored = self._empty(shape, device, dtype)
         parameter = nn.Parameter(stored.to(torch.promote_types(stored.dtype, torch.float32)))
-        self._check_rank(name, parameter, self._update)
         self.register_parameter(name, parameter)
         self.register_buffer(f"{name}_count", torch.zeros((), dtype=torch.int64, device=device))
         self._register_state(name, stored.ndim > len(shape))
@@ -124,7 +123,7 @@ class UnitaryModule(UnitaryMethods):
             filler = self.init if callable(self.init) else INITS[self.init]
         for weight in self.own_unitary_weights():
             filler(weight.matrix)
-            for buffer in (weight.count, weight.previous, *(weight.moments or ())):
+            for buffer in (weight.count, weight.previous, *(weight.moments or ()), weight.momentum):
                 if buffer is not None:
                     buffer.zero_()
             if filler in INITS.values():  # what a user's own fills is looked at before it is used
@@ -141,7 +140,7 @@ class UnitaryModule(UnitaryMethods):
 
     def unitary_weight(self, name: str) -> UnitaryWeight:
         """One of the unitary weights that this module itself holds, by its name."""
-        count, previous, rows, columns = map(self._buffers.get, state_names(name))
+        count, previous, rows, columns, momentum = map(self._buffers.get, state_names(name))
         assert count is not None  # of all states the one that every weight has
         # A replica, or what torch parametrises, has an attribute instead; to look for that takes ten times as long.
         parameter = self._parameters.get(name)
@@ -152,11 +151,12 @@ class UnitaryModule(UnitaryMethods):
             name,
             parameter,
             self._unitary[name],
-            self._update,
+            self._rule,
             count,
             previous,
             list(self._unitary).index(name),
             None if rows is None or columns is None else Moments(rows, columns),
+            momentum,
             collected if is_collected else None,
             seen,
             self.process_group,
@@ -165,19 +165,13 @@ class UnitaryModule(UnitaryMethods):
 
     def extra_repr_of_rule(self, default_init: str) -> list[str]:
         """Those of the options shared by all layers that are not the default, for ``extra_repr``."""
-        defaults = (UpdateRule(), UpdateRule(precondition=self.gradient == "factored"))
-        parts = [] if self._update in defaults else [f"update={self._update}"]
+        parts = [] if self._update == UpdateRule() else [f"update={self._update}"]
         parts += [] if self.gradient == "dense" else [f"gradient={self.gradient!r}"]
         return parts if self.init == default_init else [*parts, f"init={self.init!r}"]
 
     def _empty(self, shape: Sequence[int], device: Any, dtype: torch.dtype | None) -> Tensor:
         dtype = torch.get_default_dtype() if dtype is None else dtype
         return torch.empty((*shape, 2) if dtype.is_complex else tuple(shape), device=device, dtype=dtype.to_real())
-
-    def _check_rank(self, name: str, parameter: Tensor, rule: UpdateRule) -> None:
-        n = parameter.size(-2)
-        if rule.rank > n:
-            raise ValueError(f"expected a rank of at most n = {n} for {name} (n x n), got rank={rule.rank}")
 
     def _check_sampler(self, rule: UpdateRule) -> None:
         if self.gradient == "factored" and rule.sampler not in LINEAR_SAMPLERS:
@@ -192,12 +186,14 @@ class UnitaryModule(UnitaryMethods):
         return parameters | {f"{name}_{state}": False for name in self._unitary for state in STATE[1:]}
 
     def _register_state(self, name: str, is_pairs: bool) -> None:
-        """The buffers of the rule: the left factor of the last step, and the moments of rows and columns."""
+        """The buffers of the rule: the left factor of the last step, the moments of rows and columns, the momentum."""
         parameter = getattr(self, name)
         n_dims = parameter.ndim - is_pairs
-        factor = (*parameter.shape[: n_dims - 1], self._update.rank, *parameter.shape[n_dims:])
-        shapes = [factor if self._update.sampler == "power" else None]
-        shapes += [parameter.shape[: n_dims - 1] if self._update.precondition else None] * 2
+        rule, n = self._update, parameter.size(n_dims - 1)
+        factor = torch.Size((*parameter.shape[: n_dims - 1], rule.rank_of(n), *parameter.shape[n_dims:]))
+        shapes = [factor if rule.sampler == "power" else None]
+        shapes += [parameter.shape[: n_dims - 1] if rule.precondition else None] * 2
+        shapes += [parameter.shape if rule.momentum and self.gradient == "dense" else None]
         for state, shape in zip(STATE[1:], shapes, strict=True):
             present = self._buffers.pop(f"{name}_{state}", None)  # and none that is None: torch.export miscounts them
             if shape is not None:

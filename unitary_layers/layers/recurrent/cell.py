@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ NONLINEARITIES = ("tanh", "relu", "modrelu", "identity")
 class UnitaryRNNBase(UnitaryModule):
     """What the layer and the cell share: sizes, nonlinearity, and how their parameters are filled."""
 
+    step_length: ClassVar[float] = 0.02
+
     def __init__(
         self,
         input_size: int,
@@ -29,12 +31,10 @@ class UnitaryRNNBase(UnitaryModule):
         nonlinearity: str | nn.Module,
         bias: bool,
         dtype: torch.dtype | None,
-        update: UpdateRule | None,
+        update: UpdateRule,
         init: str | Callable[..., Tensor],
         gradient: str,
     ) -> None:
-        if update is None:
-            update = UpdateRule(precondition=gradient == "factored")
         super().__init__(update, init, dtype, gradient)
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
             if not isinstance(size, int):
@@ -93,7 +93,7 @@ class UnitaryRNNCell(UnitaryRNNBase):
         nonlinearity: as for :class:`UnitaryRNN`.
         device: of the parameters.
         dtype: real or complex; a complex cell stores pairs of real numbers and takes complex input.
-        update: how the recurrent weight moves; ``UpdateRule()`` if None, with ``precondition=True`` where factored.
+        update: how the recurrent weight moves.
         init: how it starts: "haar", "identity", "henaff", "cayley" or a filler.
         gradient: "dense" or "factored"; each use before a step is then sampled for itself, see Note [Sampling inside
             backward]: for many time steps take :class:`UnitaryRNN`, which samples their sum.
@@ -115,7 +115,7 @@ class UnitaryRNNCell(UnitaryRNNBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        update: UpdateRule | None = None,
+        update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
         init: str | Callable[..., Tensor] = "henaff",
         gradient: str = "dense",
     ) -> None:

@@ -47,7 +47,7 @@ class UnitaryRNN(UnitaryRNNBase):
         bidirectional: whether a second direction runs from the end to the start.
         device: of the parameters.
         dtype: real or complex; a complex layer stores pairs of real numbers and takes complex input.
-        update: how the recurrent weights move; ``UpdateRule()`` if None, with ``precondition=True`` where factored.
+        update: how the recurrent weights move.
         init: how they start: "haar", "identity", "henaff", "cayley" or a filler.
         gradient: "dense", or "factored": the fast way, in which backward leaves no ``.grad`` of the recurrent weights
             but a sample of rank k for the step; see Note [Sampling inside backward].
@@ -90,7 +90,7 @@ class UnitaryRNN(UnitaryRNNBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        update: UpdateRule | None = None,
+        update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
         init: str | Callable[..., Tensor] = "henaff",
         gradient: str = "dense",
     ) -> None:

@@ -1,9 +1,10 @@
 """Mixed precision: which GradScaler scales the losses of layers whose gradients it does not see."""
 
+import torch
 from torch import nn
 from torch.amp import GradScaler
 
-from ..weight import UnitaryOwner, unitary_weights
+from ..weight import UnitaryOwner, UnitaryWeight, unitary_weights
 
 # Note [Unscaled in backward]
 # A GradScaler unscales what it finds in .grad, between backward and step. A factored gradient is not there, and
@@ -40,3 +41,28 @@ def tell_owners(module: nn.Module, scaler: GradScaler | None) -> None:
     for owner in module.modules():
         if isinstance(owner, UnitaryOwner):
             owner.grad_scaler = scaler  # type: ignore[assignment]  # torch promises tensors and modules alone
+
+
+def has_overflowed(module: nn.Module, scaler: GradScaler) -> bool:
+    """Whether a factored gradient is not finite; refuses those that the scaler cannot serve."""
+    weights = list(unitary_weights(module))
+    for weight in weights:
+        # A rank alone cannot tell whether the sum over all overflows; see Note [Kept until the step].
+        if weight.group is not None and weight.collected is not None:
+            raise ValueError(
+                f"expected a dense gradient of {weight.name!r}, which shares its gradients with other ranks, under a "
+                'GradScaler; got gradient="factored"'
+            )
+        # A layer that came into the tree later was not told the scaler when backward sampled its gradient.
+        is_sampled = weight.collected is not None and weight.collected.low_rank is not None
+        if scaler.is_enabled() and is_sampled and weight.scaler is not scaler:
+            raise RuntimeError(
+                f"expected the layer of {weight.name!r} to know the GradScaler of attach, got a factored gradient that "
+                "was never unscaled; call use_grad_scaler(model, scaler) when layers have been added or replaced"
+            )
+    return not all(map(_is_finite_if_factored, weights))
+
+
+def _is_finite_if_factored(weight: UnitaryWeight) -> bool:
+    factors = None if weight.collected is None else weight.collected.low_rank
+    return factors is None or all(bool(torch.isfinite(factor).all()) for factor in factors)

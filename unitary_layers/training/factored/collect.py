@@ -104,14 +104,16 @@ def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
         kept = gradient if collected.kept is None else SummedGradient((collected.kept, gradient))
         collected.kept = kept if kept.numel < kept.shape.numel() else DenseGradient(kept.dense())
         return
-    sample = rule.sample(gradient, [weight.key], weight.previous_factor, weight.moments, collected.probes)
+    sample = rule.sample(
+        gradient, [weight.key], weight.matrix, weight.previous_factor, weight.moments, collected.probes
+    )
     collected.probes = sample.probes
     if collected.low_rank is None:
         collected.low_rank = sample.low_rank
         return
     both = zip(collected.low_rank, sample.low_rank, strict=True)
     total = LowRank(*(k_major(torch.cat(factors, dim=-1)) for factors in both))
-    collected.low_rank = recompressed(total, 4 * rule.rank + 4)
+    collected.low_rank = recompressed(total, 4 * rule.rank_of(gradient.shape[-1]) + 4)
 
 
 def operator_of(weight: UnitaryWeight, delta: Tensor, input: Tensor) -> FactoredGradient:

@@ -14,10 +14,9 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ...linalg.transforms import is_transformed
-from ..batch import Step
 from ..factored.amp import use_grad_scaler
 from ..owners import weights_of
-from ..step import step_from_gradients
+from ..step import step_from_gradients, step_of
 from ..weight import unitary_weights
 from .host import host_of
 from .rates import BaseRates
@@ -139,7 +138,7 @@ class _BackwardHook:
             _refuse_distributed(module)
             ids = set(map(id, fired))
             weights = [weight for weight in unitary_weights(module) if id(weight.parameter) in ids]
-        step_from_gradients(weights, lambda weight, gradient: Step(weight, gradient, weight.rule))
+        step_from_gradients(weights, lambda weight, gradient: step_of(weight, gradient, weight.rule))
 
     def remove(self) -> None:
         while self.handles:

@@ -1,23 +1,24 @@
 """The unitary step beside that of another optimiser, the host: before it, from gradients that the host does not see."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...linalg import LowRank
 from ...projunn.gradient import GradientOperator
 from ..batch import Step
-from ..factored.amp import tell_owners
-from ..step import step_from_gradients
+from ..factored.amp import has_overflowed, tell_owners
+from ..step import step_from_gradients, step_of
 from ..weight import UnitaryWeight, clear_collected, unitary_weights
 from .rates import BaseRates
+from .saved import adopt, with_momenta, without_momenta
 
 
 @contextmanager
@@ -43,6 +44,7 @@ def without_parameters(optimizer: Optimizer, hidden: set[Tensor]) -> Iterator[No
 # where the step begins and ends, whatever it calls and raises; hooks are there for who has kept the host's own method.
 
 NAME = "_unitary_host"
+METHODS = ("step", "zero_grad", "state_dict", "load_state_dict")
 
 
 class Host:
@@ -58,15 +60,14 @@ class Host:
         if not hasattr(type(optimizer).step, "hooked"):  # wrappers that do not call Optimizer.__init__
             optimizer._patch_step_function()  # type: ignore[no-untyped-call]  # torch's has no annotations
         self.handles = [optimizer.register_step_pre_hook(self.before), optimizer.register_step_post_hook(self.after)]
-        if hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):  # such a wrapper has none
-            self.handles.append(optimizer.register_state_dict_pre_hook(lambda _: self.show()))
-            self.handles.append(optimizer.register_load_state_dict_pre_hook(lambda *_: self.show()))
-        self.replaced = {name: getattr(optimizer, name) for name in ("step", "zero_grad")}
+        self.momenta: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()
+        adopt(optimizer, self.momenta)
+        self.replaced = {name: getattr(optimizer, name) for name in METHODS}
         self.ours = {name: MethodType(self.method(name), optimizer) for name in self.replaced}
         vars(optimizer).update({**self.ours, NAME: self})  # as schedulers do
 
     def method(self, name: str) -> Callable[..., Any]:
-        """The host's step with ours beside it, or its ``zero_grad`` for all weights."""
+        """The host's step with ours beside it, its ``zero_grad`` for all weights, its state dict with our momenta."""
         of_torch = self.replaced[name]
 
         @functools.wraps(of_torch)
@@ -85,7 +86,18 @@ class Host:
         def zero_grad(_: Optimizer, *args: Any, **kwargs: Any) -> None:
             self.zero_grad(functools.partial(of_torch, *args, **kwargs))
 
-        return step if name == "step" else zero_grad
+        @functools.wraps(of_torch)
+        def state_dict(optimizer: Optimizer) -> dict[str, Any]:
+            self.show()
+            return with_momenta(of_torch(), optimizer, self.momenta)
+
+        @functools.wraps(of_torch)
+        def load_state_dict(optimizer: Optimizer, state_dict: dict[str, Any], *args: Any) -> None:
+            self.show()
+            of_torch(without_momenta(state_dict, optimizer, self.momenta), *args)
+
+        ours: tuple[Callable[..., Any], ...] = (step, zero_grad, state_dict, load_state_dict)
+        return dict(zip(METHODS, ours, strict=True))[name]
 
     def weights(self) -> list[UnitaryWeight]:
         """The unitary weights of all modules, each once."""
@@ -138,7 +150,7 @@ class Host:
         if found_inf is not None and float(found_inf) > 0:
             return True  # and a fused host takes none
         for module, scaler in self.attached:
-            if scaler is not None and _has_overflowed(module, scaler) and scaler.is_enabled():
+            if scaler is not None and has_overflowed(module, scaler) and scaler.is_enabled():
                 clear_collected(weights)
                 for found in scaler._found_inf_per_device(optimizer).values():
                     found.fill_(1)  # and its next update lowers the scale
@@ -150,8 +162,8 @@ class Host:
             factor, uphill = factors[weight.parameter]
             # A fused optimiser was to unscale the gradients itself.
             by = (-1.0 if uphill else 1.0) / (1.0 if scale is None or weight.is_factored else float(scale))
-            rule = weight.rule.with_lr(weight.rule.lr * factor)
-            return Step(weight, gradient if by == 1 else gradient.scale(by), rule)
+            rule = weight.rule.with_lr(weight.rule.rate * factor)
+            return step_of(weight, gradient if by == 1 else gradient.scale(by), rule, self.momenta)
 
         step_from_gradients(weights, to_take)
         return True
@@ -229,28 +241,3 @@ def _closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]
     """What was given to ``step(closure)``, of whose arguments the first is the optimiser itself."""
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     return closure if callable(closure) else None
-
-
-def _has_overflowed(module: nn.Module, scaler: GradScaler) -> bool:
-    """Whether a factored gradient is not finite; refuses those that the scaler cannot serve."""
-    weights = list(unitary_weights(module))
-    for weight in weights:
-        # A rank alone cannot tell whether the sum over all overflows; see Note [Kept until the step].
-        if weight.group is not None and weight.collected is not None:
-            raise ValueError(
-                f"expected a dense gradient of {weight.name!r}, which shares its gradients with other ranks, under a "
-                'GradScaler; got gradient="factored"'
-            )
-        # A layer that came into the tree later was not told the scaler when backward sampled its gradient.
-        is_sampled = weight.collected is not None and weight.collected.low_rank is not None
-        if scaler.is_enabled() and is_sampled and weight.scaler is not scaler:
-            raise RuntimeError(
-                f"expected the layer of {weight.name!r} to know the GradScaler of attach, got a factored gradient that "
-                "was never unscaled; call use_grad_scaler(model, scaler) when layers have been added or replaced"
-            )
-    return not all(map(_is_finite_if_factored, weights))
-
-
-def _is_finite_if_factored(weight: UnitaryWeight) -> bool:
-    factors = None if weight.collected is None else weight.collected.low_rank
-    return factors is None or all(bool(torch.isfinite(factor).all()) for factor in factors)

@@ -17,22 +17,23 @@ from ...projunn.moments import Moments
 from ...projunn.rule import UpdateRule
 from ..batch import Step
 from ..owners import Lookup
-from ..step import step_from_gradients
+from ..step import step_from_gradients, step_of
 from ..weight import UnitaryWeight, as_matrix, clear_collected
 from .host import without_parameters
 
-DIRECTIONS = ("plain", "momentum", "rmsprop", "moments")
+DIRECTIONS = (None, "spectral", "gradient", "momentum", "rmsprop", "moments")
 BASES: dict[str, type[Optimizer]] = {"rmsprop": RMSprop, "sgd": SGD, "adamw": AdamW}
 
 
 class ProjUNN(Optimizer):
     r"""Trains a whole model: its unitary weights by projUNN, all other parameters by an optimiser of torch.
 
-    Variant, rank and sampler of a unitary weight are those of its layer's ``UpdateRule``; its learning rate is
-    ``lr * unitary_lr_scale`` of its group here. Weight decay does not reach unitary weights. How they are told apart
-    from the rest is told in Note [How an optimiser knows a unitary weight].
+    A unitary weight moves by its layer's ``UpdateRule``. In the spectral direction a schedule of ``lr`` shortens its
+    steps by the same factor, relative to the ``lr`` that its group was given; the momentum is part of this optimiser's
+    state. In any other direction its learning rate is ``lr * unitary_lr_scale``. Weight decay does not reach unitary
+    weights. How they are told apart from the rest is told in Note [How an optimiser knows a unitary weight].
 
-    Momentum on the manifold: the buffer averages the gradients of the ambient space, ``m <- momentum m + G``, and the
+    ``direction="momentum"``: the buffer averages the gradients of the ambient space, ``m <- momentum m + G``, and the
     step goes against m. projUNN-T uses of it only the part tangent to the manifold at the present W; projection to
     the tangent space is a vector transport for a submanifold (Absil, Mahony, Sepulchre, "Optimization Algorithms on
     Matrix Manifolds", 2008, section 8.1.3), and, being linear, it may as well be applied once to the sum as to each
@@ -42,11 +43,12 @@ class ProjUNN(Optimizer):
     Args:
         params: parameters or groups of them; a group may set each of the options below.
         lr: learning rate of the ordinary parameters.
-        unitary_lr_scale: learning rate of the unitary weights as a multiple of ``lr``. The paper's recurrent recipe is
-            1/32, that for images 1/10.
-        direction: what a unitary weight goes against: its gradient ("plain"), a moving sum of it ("momentum"), or the
-            gradient divided elementwise by the root of a moving average of its ``|g|^2`` ("rmsprop"), or by that of
-            its rows and columns ("moments"; see Note [Preconditioning without a matrix]). Of a layer with
+        unitary_lr_scale: in all but the spectral direction, learning rate of the unitary weights as a multiple of
+            ``lr``. The paper's recurrent recipe is 1/32, that for images 1/10.
+        direction: None for that of each layer's rule, or a short way to set one for all: "spectral"; the gradient
+            ("gradient"), a moving sum of it ("momentum"), or the gradient divided elementwise by the root of a moving
+            average of its ``|g|^2`` ("rmsprop", the paper's recurrent recipe), or by that of its rows and columns
+            ("moments"; see Note [Preconditioning without a matrix]). Of a layer with
             ``gradient="factored"`` the layer's rule has decided that already, in backward, where a ``GradScaler``
             does not see it: call :func:`unitary_layers.use_grad_scaler`.
         momentum: factor of the old momentum, for ``direction="momentum"``, and of a base that has one.
@@ -74,7 +76,7 @@ class ProjUNN(Optimizer):
         lr: float = 1e-3,
         *,
         unitary_lr_scale: float = 1 / 32,
-        direction: str = "rmsprop",
+        direction: str | None = None,
         momentum: float = 0.0,
         alpha: float = 0.99,
         eps: float = 1e-8,
@@ -100,6 +102,7 @@ class ProjUNN(Optimizer):
         if self._base is not None:
             for key, value in self._base.defaults.items():
                 self.param_groups[-1].setdefault(key, value)
+        self.param_groups[-1].setdefault("reference_lr", float(self.param_groups[-1]["lr"]))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # it looks at modules, counters and numbers
     @torch.no_grad()
@@ -157,8 +160,9 @@ class ProjUNN(Optimizer):
         rule, direction = _rule(weight, group), group["direction"]
         if group["maximize"]:
             gradient = gradient.scale(-1.0)
-        if isinstance(gradient, LowRank) or weight.is_factored or direction == "plain":
-            return Step(weight, gradient, rule)
+        is_plain = direction is None or direction in ("spectral", "gradient")
+        if isinstance(gradient, LowRank) or weight.is_factored or is_plain:
+            return step_of(weight, gradient, rule, self.state)
         if direction == "moments":
             return Step(self._with_moments(weight), gradient, rule)
         g = gradient.dense()
@@ -192,11 +196,31 @@ class ProjUNN(Optimizer):
 
 
 def _rule(weight: UnitaryWeight, group: dict[str, Any]) -> UpdateRule:
-    """The layer's rule at the group's rate; where the optimiser has its own direction, with its own preconditioner."""
-    rule = weight.rule.with_lr(float(group["lr"]) * group["unitary_lr_scale"])
-    if group["direction"] == "plain" or weight.is_factored:
+    """The layer's rule in the group's direction and at its rate; with a direction made here, its own preconditioner."""
+    rule, direction = weight.rule, None if weight.is_factored else group["direction"]
+    if direction == "spectral" or (direction is None and rule.is_spectral):
+        if not rule.is_spectral:
+            rule = replace(rule, direction="spectral", precondition=False, lr=None)
+        return rule.with_lr(rule.rate * _schedule(group))
+    rate = float(group["lr"]) * group["unitary_lr_scale"]
+    if direction is None:
+        return rule.with_lr(rate)
+    rule = replace(rule, direction="gradient", momentum=None, lr=rate)
+    if direction == "gradient":
         return rule
-    return replace(rule, precondition=group["direction"] == "moments", alpha=group["alpha"])
+    return replace(rule, precondition=direction == "moments", alpha=group["alpha"])
+
+
+def _schedule(group: dict[str, Any]) -> float:
+    """The present rate over that which the group was given.
+
+    Raises:
+        ValueError: for a group that was given a rate of 0 and now has another.
+    """
+    lr, reference = float(group["lr"]), float(group["reference_lr"])
+    if reference == 0 < lr:
+        raise ValueError(f"expected a group of unitary weights to begin with a rate above 0, got 0 and now {lr:g}")
+    return lr / reference if reference else 0.0
 
 
 def _check_factored(weight: UnitaryWeight, group: dict[str, Any]) -> None:

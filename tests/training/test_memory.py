@@ -1,0 +1,212 @@
+"""The momentum of the spectral direction: its slow twin, and in whose state it lives."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unitary_layers import ProjUNN, UnitaryLinear, UpdateRule, attach, haar_unitary, projunn_step
+from unitary_layers.training.memory import MOMENTUM
+
+N = 8
+
+
+def layer(dtype: torch.dtype = torch.float64, **rule: object) -> UnitaryLinear:
+    torch.manual_seed(3)
+    options = {"rank": 2, "sampler": "svd", "lr": 0.3} | rule
+    return UnitaryLinear(N, N, bias=False, dtype=dtype, update=UpdateRule(**options))
+
+
+def loss_of(module: nn.Module, x: Tensor) -> Tensor:
+    return (module(x) - x.flip(-1)).abs().square().mean()
+
+
+def inputs(steps: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    g = torch.Generator().manual_seed(5)
+    return [torch.randn(6, N, dtype=dtype, generator=g) for _ in range(steps)]
+
+
+def slow_twin(w: Tensor, xs: list[Tensor], rank: int, length: float, mu: float) -> Tensor:
+    """Momentum with error feedback and the best sample of rank k of the tangent part, all formed."""
+    m = torch.zeros_like(w)
+    for x in xs:
+        leaf = w.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((x @ leaf.mT - x.flip(-1)).abs().square().mean(), leaf)
+        m = m + gradient
+        s = (w.mH @ m - m.mH @ w) / 2
+        u, sigma, vh = torch.linalg.svd(w @ s)
+        sample = (u[:, :rank] * sigma[:rank]) @ vh[:rank]
+        m = m - (1 - mu) * sample
+        z = (w.mH @ sample - sample.mH @ w) / 2
+        u, sigma, vh = torch.linalg.svd(z)
+        turning = int((sigma > 1e-10 * sigma[0]).sum())
+        j = u[:, :turning] @ vh[:turning]
+        w = w @ torch.linalg.matrix_exp(-length / math.sqrt(turning) * j)
+    return w
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("mu", [0.5, 0.95])
+def test_it_is_its_slow_twin(mu, dtype):
+    net, xs = layer(dtype, momentum=mu), inputs(5, dtype)
+    expected = slow_twin(net.matrix.detach().clone(), xs, 2, 0.3, mu)
+    for x in xs:
+        loss_of(net, x).backward()
+        net.projunn_step()
+    torch.testing.assert_close(net.matrix.detach(), expected, rtol=0, atol=1e-9)
+
+
+def test_every_trigger_with_a_memory_takes_the_same_steps():
+    def by_attach(net: nn.Module):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+        attach(net, optimizer)
+        return optimizer.step
+
+    def by_optimizer(net: nn.Module):
+        return ProjUNN(net.parameters(), lr=0.1).step
+
+    def by_hand(net: nn.Module):
+        net.update = UpdateRule(rank=2, sampler="svd", lr=0.3, momentum=0.95)
+        return net.projunn_step
+
+    def alone(net: nn.Module):
+        net.update = UpdateRule(rank=2, sampler="svd", lr=0.3, momentum=0.95)
+        attach(net)
+        return lambda: None
+
+    weights = []
+    for trigger in (by_attach, by_optimizer, by_hand, alone):
+        net = layer()
+        step = trigger(net)
+        for x in inputs(4):
+            loss_of(net, x).backward()
+            step()
+        weights.append(net.weight.detach())
+    assert all(torch.equal(weight, weights[0]) for weight in weights)
+
+
+def test_a_bare_trigger_remembers_nothing_unless_it_is_told_to():
+    one, other = layer(), layer()
+    xs = inputs(3)
+    for x in xs:
+        loss_of(one, x).backward()
+        projunn_step(one)
+    with torch.no_grad():
+        other.weight.copy_(one.weight)
+    other.weight_count.copy_(one.weight_count)
+    for net in (one, other):  # what has gone before leaves no trace
+        loss_of(net, xs[0]).backward()
+        projunn_step(net)
+    assert torch.equal(one.weight, other.weight)
+    assert set(one.state_dict()) == {"weight", "weight_count"}
+    assert set(layer(momentum=0.9).state_dict()) == {"weight", "weight_count", "weight_momentum"}
+    assert set(layer(momentum=0.0).state_dict()) == {"weight", "weight_count"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("kind", ["attach", "ProjUNN"])
+def test_with_an_optimiser_it_is_part_of_its_state_and_the_run_goes_on_bit_for_bit(kind, dtype):
+    def start(net: nn.Module) -> torch.optim.Optimizer:
+        if kind == "ProjUNN":
+            return ProjUNN(net.parameters(), lr=0.1)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+        attach(net, optimizer)
+        return optimizer
+
+    def run(net: nn.Module, optimizer: torch.optim.Optimizer, xs: list[Tensor]) -> None:
+        for x in xs:
+            loss_of(net, x).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    xs, net = inputs(6, dtype), layer(dtype, sampler="lsi")
+    optimizer = start(net)
+    run(net, optimizer, xs[:3])
+    saved = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
+    assert saved[0].keys() == {"weight", "weight_count"}
+    assert saved[1]["state"][0][MOMENTUM].shape == net.weight.shape
+    run(net, optimizer, xs[3:])
+    resumed = layer(dtype, sampler="lsi")
+    other = start(resumed)
+    resumed.load_state_dict(saved[0])
+    other.load_state_dict(copy.deepcopy(saved[1]))  # torch takes the tensors themselves
+    run(resumed, other, xs[3:])
+    assert torch.equal(resumed.weight, net.weight)
+    late = layer(dtype, sampler="lsi")  # attached after loading
+    late.load_state_dict(saved[0])
+    other = ProjUNN(late.parameters(), lr=0.1) if kind == "ProjUNN" else torch.optim.AdamW(late.parameters(), lr=0.1)
+    other.load_state_dict(copy.deepcopy(saved[1]))  # torch takes the tensors themselves
+    if kind == "attach":
+        attach(late, other)
+    run(late, other, xs[3:])
+    assert torch.equal(late.weight, net.weight)
+    forgetful = layer(dtype, sampler="lsi")
+    forgetful.load_state_dict(saved[0])
+    run(forgetful, start(forgetful), xs[3:])
+    assert not torch.equal(forgetful.weight, net.weight), "the momentum matters"
+
+
+def test_a_host_that_is_let_go_finds_its_own_state():
+    net = nn.Sequential(layer(torch.float32), nn.Linear(N, N))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+    handle = attach(net, optimizer)
+    x = inputs(1, torch.float32)[0]
+    loss_of(net, x).backward()
+    optimizer.step()
+    assert MOMENTUM in optimizer.state_dict()["state"][0]
+    copy.deepcopy(optimizer)  # AdamW takes what is there for the state of a step of its own
+    handle.remove()
+    assert MOMENTUM not in optimizer.state_dict()["state"].get(0, {})
+    loss_of(net, x).backward()
+    optimizer.step()
+
+
+def test_refused_gradients_leave_the_momentum_alone():
+    net = layer(torch.float32, momentum=0.9)
+    x = inputs(1, torch.float32)[0]
+    loss_of(net, x).backward()
+    net.projunn_step()
+    before = net.weight_momentum.clone()
+    assert before.abs().sum() > 0
+    net.weight.grad = torch.full_like(net.weight, math.nan)
+    with pytest.raises(RuntimeError, match="finite gradient"):
+        net.projunn_step()
+    net.update = UpdateRule(rank=2, sampler="svd", lr=0.3, momentum=0.9, nonfinite="skip")
+    net.projunn_step()
+    assert torch.equal(net.weight_momentum, before)
+
+
+def test_small_weights_of_one_shape_keep_their_own():
+    def net() -> nn.Sequential:
+        torch.manual_seed(0)
+        rule = UpdateRule(rank=2, lr=0.3, momentum=0.9)
+        return nn.Sequential(*(UnitaryLinear(N, N, dtype=torch.float64, update=rule) for _ in range(3)))
+
+    together, alone = net(), net()
+    alone[1].update = UpdateRule(
+        rank=2, lr=0.3, momentum=0.9, nonfinite="skip"
+    )  # a rule of its own: no batch with others
+    for x in inputs(4):
+        for module in (together, alone):
+            loss_of(module, x).backward()
+            projunn_step(module)
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.weight, other.weight, rtol=0, atol=1e-11)
+        torch.testing.assert_close(one.weight_momentum, other.weight_momentum, rtol=0, atol=1e-11)
+
+
+def test_memory_and_scale():
+    def after(scale: float) -> Tensor:
+        torch.manual_seed(0)
+        net = UnitaryLinear(N, N, update=UpdateRule(rank=2, momentum=0.9))
+        with torch.no_grad():
+            net.weight.copy_(haar_unitary(N, generator=torch.Generator().manual_seed(1)))
+        for x in inputs(4, torch.float32):
+            (scale * loss_of(net, x)).backward()
+            net.projunn_step()
+        return net.weight.detach()
+
+    for scale in (1e-6, 2.0**-40, 65536.0, 1e6):
+        torch.testing.assert_close(after(scale), after(1.0), rtol=0, atol=1e4 * torch.finfo(torch.float32).eps)

@@ -1,0 +1,133 @@
+"""The spectral direction: the tangent part of a gradient, and a rotation of all of its planes by the same angle.
+
+Sources: J. Su, "Muon + orthogonality" (2025), and J. Bernstein, "Modular manifolds" (2025): steepest descent on O(n) in
+the spectral norm; K. Ahn, B. Xu et al., "Dion: distributed orthonormalized updates", arXiv 2504.05295 (low rank, and
+momentum with error feedback). Here both are carried to the manifold together.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..linalg import LowRank
+from ..linalg.lowrank import k_major
+from ..linalg.thin import thin_times, times_thin
+from .gradient import GradientOperator, WrappedGradient
+from .rotation import in_plane
+
+# Note [The spectral direction]
+# On the unitary group the steepest descent in the spectral norm is W <- W exp(-theta msign(S)), where S = skew(W^H M)
+# is the tangent part of the momentum M and msign its polar factor: the singular values of S become 1, and all planes
+# turn by the same angle theta. The step has a length and no scale: neither the loss nor a GradScaler enters it. Here S
+# is never formed. M_t = W S = (M - W M^H W) / 2 is an operator that costs two thin products more, any sampler takes a
+# sample A V^H of it, and msign is taken of the small matrix of 2 k x 2 k that the rotation needs anyway.
+# Momentum with error feedback: M <- M + G before the sample, M <- M - (1 - mu) A V^H after it, so that what was sampled
+# decays as under a momentum of mu, and what was not waits for its turn. Measured on Fashion-MNIST (two hidden weights
+# n = 256, 600 steps, mean training loss, two seeds): k = 16 0.380, 0.388; without memory 0.418, 0.429; with a start
+# from the step before in the place of a Gaussian one 0.384, 0.391, and at k = 1 0.466, 0.494 against 0.430, 0.462.
+# What one sets is the Frobenius length of a step, |theta| sqrt(r) for r turning directions: over ranks 1 to 32 the best
+# angle varied by five, the best length by two.
+
+# Note [Planes that are noise]
+# The sample's left and right factors span nearly the same plane once it is tangent, so that z = skew(s) has singular
+# values that are zero but for rounding. Their planes must not turn. z is made of products in the precision of the
+# weight, so what is below c r eps times its largest singular value counts as zero. The singular values of a real skew
+# matrix come in pairs; a pair counts as one, or the part that is kept would not be skew.
+
+NOISE = 4
+
+# Note [One angle for ever]
+# Steps of a fixed length multiply by the same cosine and sine again and again, and their rounding does not average out:
+# as p, with a diagonal near 1, it made float64 weights drift by 1 eps each step. p - I is of size theta and has the
+# rounding of that.
+
+
+@dataclass(frozen=True)
+class TangentGradient(WrappedGradient):
+    """The part of a gradient tangent to the unitary group at W: ``M_t = (M - W M^H W) / 2``.
+
+    Attributes:
+        inner: M ``(..., n, n)``.
+        weight: W ``(..., n, n)``, unitary.
+    """
+
+    inner: GradientOperator
+    weight: Tensor
+
+    def matmul(self, v: Tensor) -> Tensor:
+        turned = self.inner.rmatmul(k_major(times_thin(self.weight, v)))
+        return (self.inner.matmul(v) - times_thin(self.weight, k_major(turned))) / 2
+
+    def rmatmul(self, u: Tensor) -> Tensor:
+        turned = self.inner.matmul(thin_times(u, self.weight).mH)
+        return (self.inner.rmatmul(u) - thin_times(k_major(turned), self.weight).mH) / 2
+
+    def dense(self) -> Tensor:
+        matrix = self.inner.dense()
+        return (matrix - self.weight @ matrix.mH @ self.weight) / 2
+
+    def is_finite(self) -> bool:
+        return self.inner.is_finite()
+
+
+def spectral_rotation(weight: Tensor, sample: LowRank, variant: str, length: float) -> LowRank:
+    """The change of a unitary weight that turns all planes of a sample by one angle, against it.
+
+    Args:
+        weight: unitary ``(..., n, n)``.
+        sample: k-major factors ``(..., n, k)`` of the sampled momentum; their scale does not matter.
+        variant: "T" turns by ``theta = length / sqrt(r)``, r the number of directions that turn; "D", the nearest
+            unitary matrix to ``W (I - theta J)``, by ``atan(theta)``.
+        length: Frobenius length of the step, in radians.
+
+    Returns:
+        k-major factors ``(..., n, min(n, 2 k))`` of what is to be added.
+
+    Raises:
+        ValueError: for a sample with a NaN or an infinity.
+
+    Source: see Note [The spectral direction].
+    """
+    eps = torch.finfo(weight.dtype).eps
+    return in_plane(weight, sample, lambda s: _equal_turn(s, variant, float(length), eps))
+
+
+def _equal_turn(s: Tensor, variant: str, length: float, eps: float) -> Tensor:
+    """``exp(-theta msign(skew s)) - I`` of ``s`` ``(..., r, r)`` in double precision; see Note [One angle for ever]."""
+    j, projector, rank = msign((s - s.mH) / 2, NOISE * s.size(-1) * eps)
+    theta = length / rank.clamp_min(1).sqrt()
+    theta = (theta.atan() if variant == "D" else theta)[..., None, None]
+    d = -2 * (theta / 2).sin().square() * projector - theta.sin() * j  # the exponential less I, since j^2 = -projector
+    # A gap of g between what is kept and what is noise leaves an error of 1e-16 / g, which one round of Newton-Schulz
+    # squares: p - p (p^H p - I) / 2.
+    error = (d + d.mH + d.mH @ d) / 2
+    return d - error - d @ error
+
+
+def msign(skew: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The polar factor of a skew-Hermitian matrix on its range; see Note [Planes that are noise].
+
+    Args:
+        skew: ``(..., r, r)``.
+        tolerance: singular values up to this fraction of the largest one count as zero.
+
+    Returns:
+        J ``(..., r, r)``, skew with singular values 0 and 1; the projector ``J^H J`` onto its range; the rank of J
+        ``(...)``, in the real dtype of the matrix.
+    """
+    largest = skew.abs().amax(dim=(-2, -1), keepdim=True)
+    u, sigma, vh = torch.linalg.svd(skew / torch.where(largest == 0, 1, largest))
+    if not skew.is_complex():  # both of a pair, or none; of an odd number the last is zero
+        pairs = sigma[..., 1::2].repeat_interleave(2, dim=-1)
+        sigma = torch.cat([pairs, torch.zeros_like(sigma[..., : sigma.size(-1) % 2])], dim=-1)
+    kept = (sigma > tolerance * sigma[..., :1]).to(sigma.dtype)
+    vh_kept = kept.unsqueeze(-1) * vh
+    j = u @ vh_kept
+    return (j - j.mH) / 2, vh.mH @ vh_kept, kept.sum(-1)
+
+
+def automatic_rank(n: int) -> int:
+    """The rank of ``UpdateRule(rank="auto")`` for an n x n weight: n / 16, but from 8 to 64, and at most n."""
+    return min(n, max(8, min(64, math.ceil(n / 16))))

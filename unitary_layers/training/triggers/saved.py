@@ -1,0 +1,52 @@
+"""The momenta of unitary weights in the state dict of an optimiser that does not know of them."""
+
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..memory import MOMENTUM
+
+# Note [A guest in the state dict]
+# The momenta of an attached model are saved with its optimiser, as the state of their parameters, and yet are not in
+# ``optimizer.state``: there AdamW and others take whatever is kept of a parameter for their own, and fail on what they
+# do not find, when they are copied, loaded, or step a weight that was detached. So they are put into a state dict as it
+# is made, and taken out of it before the optimiser loads it. One that is loaded before it is attached keeps them until
+# it is; for its sake a "step" is saved along, which all of torch's optimisers look for.
+
+STEP = "step"
+
+
+def with_momenta(state_dict: dict[str, Any], optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> Any:
+    """The state dict of an optimiser with the momenta of its unitary weights; see Note [A guest in the state dict]."""
+    guests = {
+        key: {MOMENTUM: momenta[parameter][MOMENTUM], STEP: torch.zeros(())}
+        for key, parameter in _parameters(state_dict, optimizer)
+        if MOMENTUM in momenta.get(parameter, ())
+    }
+    return state_dict | {"state": state_dict["state"] | guests} if guests else state_dict
+
+
+def without_momenta(state_dict: dict[str, Any], optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> Any:
+    """The state dict as the optimiser knows it; what it has of momenta becomes the momenta of the weights."""
+    parameters, state = dict(_parameters(state_dict, optimizer)), dict(state_dict["state"])
+    momenta.clear()
+    for key in [key for key, own in state.items() if isinstance(own, dict) and MOMENTUM in own]:
+        parameter, value = parameters.get(key), state.pop(key)[MOMENTUM]
+        if parameter is not None and parameter.shape == value.shape:
+            momenta[parameter] = {MOMENTUM: value.detach().to(parameter, copy=True)}
+    return state_dict | {"state": state}
+
+
+def adopt(optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> None:
+    """Takes over the momenta that an optimiser has loaded before it was attached."""
+    for parameter in [p for p, own in optimizer.state.items() if MOMENTUM in own]:
+        momenta[parameter] = {MOMENTUM: optimizer.state.pop(parameter)[MOMENTUM]}
+
+
+def _parameters(state_dict: dict[str, Any], optimizer: Optimizer) -> Iterator[tuple[Any, Tensor]]:
+    """The keys of the state dict and the parameters that they stand for."""
+    for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=False):
+        yield from zip(saved["params"], group["params"], strict=False)
