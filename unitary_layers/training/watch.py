@@ -14,6 +14,8 @@ from .weight import UnitaryWeight
 # version that torch counts for a tensor, or its address, while a layer knows both from its own last write. So each
 # step, and each forward in training, compares a few integers; only where they differ is |W^H W - I|_F computed. A
 # weight off by more than rounding is reported by name and retracted, or refused with UpdateRule(off_manifold="raise").
+# An optimiser that was never attached writes it again and again: that is reported once, until the weight has taken a
+# step of its own.
 # Writes through ``parameter.data`` are not counted by torch and are not seen here; the retraction that is due every
 # max(1000, n) steps repairs them in silence.
 
@@ -48,8 +50,10 @@ def watch(weights: Iterable[UnitaryWeight]) -> None:
             raise RuntimeError(f"{message}; no unitary weight was changed (retract_() repairs a finite one)")
         off.append((weight, message))
     for weight, message in off:
-        hint = "an optimiser, perhaps: let it step after projunn_step(), or use attach(model, optimizer)"
-        warnings.warn(f"{message}; the nearest unitary matrix is used instead ({hint})", stacklevel=3)
+        if weight.seen.reported_after != (count := int(weight.count)):
+            weight.seen.reported_after = count
+            hint = "an optimiser, perhaps: let it step after projunn_step(), or use attach(model, optimizer)"
+            warnings.warn(f"{message}; the nearest unitary matrix is used instead ({hint})", stacklevel=3)
         weight.matrix.copy_(nearest_unitary(weight.matrix))
         weight.seen.note(weight.parameter)
 

@@ -23,9 +23,13 @@ class Collected:
         low_rank: the sum of the samples over the uses of the weight so far, or None.
         probes: the sum of theirs, for a rule with ``precondition``.
         kept: the sum itself, not yet sampled, of a weight that shares its gradients with other ranks; or None.
+        unused: how many steps of optimisers have left it there; see Note [A sample that nobody takes].
+        name: of the weight, for a report of that.
+        can_move: whether its rule moves it at all.
     """
 
     def __init__(self) -> None:
+        self.name, self.can_move = "", True
         self.clear()
 
     def clear(self) -> None:
@@ -33,6 +37,7 @@ class Collected:
         self.low_rank: LowRank | None = None
         self.probes: Probes | None = None
         self.kept: GradientOperator | None = None
+        self.unused = 0
 
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Applies a function of real tensors to each, as ``nn.Module._apply`` does; to complex ones as pairs."""
@@ -50,6 +55,7 @@ class Seen:
 
     def __init__(self) -> None:
         self._mark: tuple[int, int] | None = None
+        self.reported_after: int | None = None  # how many steps the weight had taken when a write was reported
 
     def note(self, parameter: Tensor) -> None:
         """Keeps in mind that the parameter is unitary now."""
@@ -81,6 +87,11 @@ def record_of(parameter: Tensor) -> tuple[Collected, Seen]:
         record = _records[id(parameter)] = (Collected(), Seen())
         weakref.finalize(parameter, _records.pop, id(parameter), None).atexit = False
     return record
+
+
+def found_record(parameter: Tensor) -> tuple[Collected, Seen] | None:
+    """What belongs to the tensor, or None if nothing has ever asked for it."""
+    return _records.get(id(parameter))
 
 
 @dataclass(eq=False, slots=True)  # not frozen: that takes a microsecond more, for each weight at each step

@@ -13,6 +13,7 @@ from ...init import INITS
 from ...projunn.moments import Moments
 from ...projunn.rule import SPECTRAL_LENGTH, UpdateRule
 from ...projunn.sampling import LINEAR_SAMPLERS
+from ...training.factored.unused import notice_unused_samples
 from ...training.owners import register_owner
 from ...training.watch import rounding_tolerance
 from ...training.weight import UnitaryWeight, as_matrix, record_of
@@ -84,6 +85,8 @@ class UnitaryModule(UnitaryMethods):
         self._update = update
         self._rule = update.with_length(self.step_length)
         register_owner(self)
+        if gradient == "factored":
+            notice_unused_samples()
 
     @property
     def update(self) -> UpdateRule:
