@@ -16,10 +16,10 @@ LEVELS = (
     ("linalg.signal.grid", "linalg.signal.spectrum", "linalg.signal.kernel", "linalg.signal", "linalg"),
     ("init",),
     ("projunn.gradient", "projunn.noise", "projunn.moments", "projunn.sampling", "projunn.rotation"),
-    ("projunn.direction", "projunn.rule"),
+    ("projunn.direction", "projunn.slope", "projunn.rule"),
     ("projunn",),
     # how the weights of modules are trained by it
-    ("training.weight", "training.owners", "training.watch", "training.memory"),
+    ("training.memory", "training.weight", "training.owners", "training.watch"),
     ("training.reduced", "training.batch"),
     ("training.parallel.shared", "training.parallel.comm_hook", "training.parallel"),
     ("training.factored.once", "training.factored.unused", "training.factored.collect"),
@@ -129,7 +129,7 @@ def test_the_tests_of_arrows_and_storeys_see_them():
 
 # documented where they are first declared, here or in torch
 OVERRIDES = {"forward", "backward", "extra_repr", "add_param_group", "shape", "dtype", "device", "matmul", "rmatmul"}
-OVERRIDES |= {"column_norms", "dense", "is_finite", "numel", "scale", "setup_context"}
+OVERRIDES |= {"column_norms", "along", "dense", "is_finite", "numel", "scale", "setup_context"}
 
 
 def test_files_are_small_and_open_with_their_purpose():

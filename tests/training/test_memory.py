@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unitary_layers import ProjUNN, UnitaryLinear, UpdateRule, attach, haar_unitary, projunn_step
-from unitary_layers.training.memory import MOMENTUM
+from unitary_layers.training.memory import KEYS
 
 N = 8
 
@@ -29,11 +29,16 @@ def inputs(steps: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 
 def slow_twin(w: Tensor, xs: list[Tensor], rank: int, length: float, mu: float) -> Tensor:
-    """Momentum with error feedback and the best sample of rank k of the tangent part, all formed."""
-    m = torch.zeros_like(w)
+    """Momentum with error feedback, the best sample of rank k of the tangent part, and the slope test, all formed."""
+    m, course = torch.zeros_like(w), torch.zeros_like(w)
+    count = mean = square = log_factor = 0.0
     for x in xs:
         leaf = w.clone().requires_grad_()
         (gradient,) = torch.autograd.grad((x @ leaf.mT - x.flip(-1)).abs().square().mean(), leaf)
+        slope = float((gradient.conj() * course).sum().real)
+        count, mean, square = count + 1, 0.95 * mean + 0.05 * slope, 0.95 * square + 0.05 * slope**2
+        trend = mean / math.sqrt(square * (1 - 0.95**count)) if square else 0.0
+        log_factor -= 0.04 * trend * abs(trend)
         m = m + gradient
         s = (w.mH @ m - m.mH @ w) / 2
         u, sigma, vh = torch.linalg.svd(w @ s)
@@ -43,7 +48,8 @@ def slow_twin(w: Tensor, xs: list[Tensor], rank: int, length: float, mu: float) 
         u, sigma, vh = torch.linalg.svd(z)
         turning = int((sigma > 1e-10 * sigma[0]).sum())
         j = u[:, :turning] @ vh[:turning]
-        w = w @ torch.linalg.matrix_exp(-length / math.sqrt(turning) * j)
+        w = w @ torch.linalg.matrix_exp(-length * math.exp(log_factor) / math.sqrt(turning) * j)
+        course = -w @ j
     return w
 
 
@@ -68,11 +74,11 @@ def test_every_trigger_with_a_memory_takes_the_same_steps():
         return ProjUNN(net.parameters(), lr=0.1).step
 
     def by_hand(net: nn.Module):
-        net.update = UpdateRule(rank=2, sampler="svd", lr=0.3, momentum=0.95)
+        net.update = UpdateRule(rank=2, sampler="svd", lr=0.3, momentum=0.9)
         return net.projunn_step
 
     def alone(net: nn.Module):
-        net.update = UpdateRule(rank=2, sampler="svd", lr=0.3, momentum=0.95)
+        net.update = UpdateRule(rank=2, sampler="svd", lr=0.3, momentum=0.9)
         attach(net)
         return lambda: None
 
@@ -101,7 +107,13 @@ def test_a_bare_trigger_remembers_nothing_unless_it_is_told_to():
         projunn_step(net)
     assert torch.equal(one.weight, other.weight)
     assert set(one.state_dict()) == {"weight", "weight_count"}
-    assert set(layer(momentum=0.9).state_dict()) == {"weight", "weight_count", "weight_momentum"}
+    assert set(layer(momentum=0.9).state_dict()) == {
+        "weight",
+        "weight_count",
+        "weight_momentum",
+        "weight_slope",
+        "weight_course",
+    }
     assert set(layer(momentum=0.0).state_dict()) == {"weight", "weight_count"}
 
 
@@ -126,7 +138,7 @@ def test_with_an_optimiser_it_is_part_of_its_state_and_the_run_goes_on_bit_for_b
     run(net, optimizer, xs[:3])
     saved = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
     assert saved[0].keys() == {"weight", "weight_count"}
-    assert saved[1]["state"][0][MOMENTUM].shape == net.weight.shape
+    assert saved[1]["state"][0][KEYS[0]].shape == net.weight.shape
     run(net, optimizer, xs[3:])
     resumed = layer(dtype, sampler="lsi")
     other = start(resumed)
@@ -155,10 +167,10 @@ def test_a_host_that_is_let_go_finds_its_own_state():
     x = inputs(1, torch.float32)[0]
     loss_of(net, x).backward()
     optimizer.step()
-    assert MOMENTUM in optimizer.state_dict()["state"][0]
+    assert KEYS[0] in optimizer.state_dict()["state"][0]
     copy.deepcopy(optimizer)  # AdamW takes what is there for the state of a step of its own
     handle.remove()
-    assert MOMENTUM not in optimizer.state_dict()["state"].get(0, {})
+    assert KEYS[0] not in optimizer.state_dict()["state"].get(0, {})
     loss_of(net, x).backward()
     optimizer.step()
 

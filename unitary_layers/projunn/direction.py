@@ -7,6 +7,7 @@ momentum with error feedback). Here both are carried to the manifold together.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ..linalg import LowRank
 from ..linalg.lowrank import k_major
 from ..linalg.thin import thin_times, times_thin
 from .gradient import GradientOperator, WrappedGradient
-from .rotation import in_plane
+from .rotation import plane_of
 
 # Note [The spectral direction]
 # On the unitary group the steepest descent in the spectral norm is W <- W exp(-theta msign(S)), where S = skew(W^H M)
@@ -72,34 +73,48 @@ class TangentGradient(WrappedGradient):
         return self.inner.is_finite()
 
 
-def spectral_rotation(weight: Tensor, sample: LowRank, variant: str, length: float) -> LowRank:
-    """The change of a unitary weight that turns all planes of a sample by one angle, against it.
+class Turn(NamedTuple):
+    """A step of a unitary weight, not yet taken.
+
+    Attributes:
+        change: what is to be added to it, ``(..., n, n)``.
+        course: the unit tangent at the end of the step, in the direction of it, ``(..., n, n)``.
+    """
+
+    change: LowRank
+    course: LowRank
+
+
+def spectral_rotation(weight: Tensor, sample: LowRank, variant: str, length: Tensor | float) -> Turn:
+    """The step of a unitary weight that turns all planes of a sample by one angle, against it.
 
     Args:
         weight: unitary ``(..., n, n)``.
         sample: k-major factors ``(..., n, k)`` of the sampled momentum; their scale does not matter.
         variant: "T" turns by ``theta = length / sqrt(r)``, r the number of directions that turn; "D", the nearest
             unitary matrix to ``W (I - theta J)``, by ``atan(theta)``.
-        length: Frobenius length of the step, in radians.
+        length: Frobenius length of the step, in radians; a number, or one a matrix ``(...)``.
 
     Returns:
-        k-major factors ``(..., n, min(n, 2 k))`` of what is to be added.
+        Change and course by k-major factors ``(..., n, min(n, 2 k))``.
 
     Raises:
         ValueError: for a sample with a NaN or an infinity.
 
     Source: see Note [The spectral direction].
     """
-    eps = torch.finfo(weight.dtype).eps
-    return in_plane(weight, sample, lambda s: _equal_turn(s, variant, float(length), eps))
-
-
-def _equal_turn(s: Tensor, variant: str, length: float, eps: float) -> Tensor:
-    """``exp(-theta msign(skew s)) - I`` of ``s`` ``(..., r, r)`` in double precision; see Note [One angle for ever]."""
-    j, projector, rank = msign((s - s.mH) / 2, NOISE * s.size(-1) * eps)
+    q, s = plane_of(weight, sample)
+    j, projector, rank = msign((s - s.mH) / 2, NOISE * s.size(-1) * torch.finfo(weight.dtype).eps)
     theta = length / rank.clamp_min(1).sqrt()
     theta = (theta.atan() if variant == "D" else theta)[..., None, None]
-    d = -2 * (theta / 2).sin().square() * projector - theta.sin() * j  # the exponential less I, since j^2 = -projector
+    turned = times_thin(weight, q)
+    change = turned @ _exponential_less_unit(j, projector, theta).to(weight.dtype)
+    return Turn(LowRank(change, q), LowRank((turned + change) @ -j.to(weight.dtype), q))
+
+
+def _exponential_less_unit(j: Tensor, projector: Tensor, theta: Tensor) -> Tensor:
+    """``exp(-theta J) - I`` of a skew J with ``J^2 = -projector``; see Note [One angle for ever]."""
+    d = -2 * (theta / 2).sin().square() * projector - theta.sin() * j
     # A gap of g between what is kept and what is noise leaves an error of 1e-16 / g, which one round of Newton-Schulz
     # squares: p - p (p^H p - I) / 2.
     error = (d + d.mH + d.mH @ d) / 2

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..linalg import LowRank
 from ..linalg.thin import thin_times, times_thin
 
 
@@ -46,6 +47,10 @@ class GradientOperator(ABC):
         # float64, because the squares of 1e-30 and of 1e30 leave the range of float32.
         dtype = torch.complex128 if self.dtype.is_complex else torch.float64
         return torch.linalg.vector_norm(self.dense(), dim=-2, dtype=dtype).double()
+
+    def along(self, direction: LowRank) -> Tensor:
+        """The slope ``Re <G, direction>`` ``(...)`` in the real dtype of G."""
+        return (self.matmul(direction.right) * direction.left.conj()).sum((-2, -1)).real
 
     @abstractmethod
     def dense(self) -> Tensor:

@@ -5,7 +5,6 @@ matrices", NeurIPS 2022, arXiv 2203.05483, section 3 (its abstract names the two
 """
 
 import math
-from collections.abc import Callable
 from types import MappingProxyType
 
 import torch
@@ -128,24 +127,22 @@ def rotation(weight: Tensor, update: LowRank, variant: str) -> LowRank:
         ValueError: for an update with a NaN or an infinity, or so large that its products overflow.
     """
 
-    def turn(s: Tensor) -> Tensor:
-        p = VARIANTS[variant](_shortened(s) if variant == "T" and _may_be_long(s) else s)
-        return _plus_identity(p, -1.0)
+    q, s = plane_of(weight, update)
+    if variant == "T" and _may_be_long(s):
+        s = _shortened(s)
+    p = VARIANTS[variant](s)
+    return LowRank(times_thin(weight, q) @ _plus_identity(p, -1.0).to(weight.dtype), q)
 
-    return in_plane(weight, update, turn)
 
-
-def in_plane(weight: Tensor, update: LowRank, turn: Callable[[Tensor], Tensor]) -> LowRank:
-    """The change of a unitary weight by a rotation in the plane of an update; see Note [A rotation in a plane].
+def plane_of(weight: Tensor, update: LowRank) -> tuple[Tensor, Tensor]:
+    """The plane of an update and its matrix there; see Note [A rotation in a plane].
 
     Args:
         weight: unitary ``(..., n, n)``.
         update: factors ``(..., n, k)``.
-        turn: makes of the small ``s`` ``(..., r, r)``, r = min(n, 2 k), the ``p - I`` of a unitary ``p``; in double
-            precision.
 
     Returns:
-        k-major factors ``(..., n, r)``.
+        Q ``(..., n, r)`` with orthonormal columns, k-major, and s ``(..., r, r)`` in double precision, r = min(n, 2 k).
 
     Raises:
         ValueError: for an update with a NaN or an infinity, or so large that its products overflow.
@@ -158,8 +155,7 @@ def in_plane(weight: Tensor, update: LowRank, turn: Callable[[Tensor], Tensor]) 
     k = update.rank
     s = r[..., k:] @ r[..., :k].mH
     _refuse_overflow(s)
-    left = times_thin(weight, q) @ turn(s).to(weight.dtype)
-    return LowRank(left, q)
+    return q, s
 
 
 def projunn_d(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Steps of weights, and those of one shape and one rule as a batch that moves at once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ..linalg import LowRank
 from ..projunn.gradient import DenseGradient, GradientOperator
 from ..projunn.moments import Moments, Probes
 from ..projunn.rule import UpdateRule
+from .memory import Memory, remembered
 from .reduced import ReducedGradient
 from .weight import UnitaryWeight
 
@@ -35,14 +36,37 @@ class Step:
         direction: what it is to go against; if of low rank, it has been sampled already.
         rule: how it moves.
         state: buffers of an optimiser, and the values that they get if and when the step is taken.
-        momentum: buffer ``(..., n, n)`` that the spectral direction is taken of, together with the gradient; or None.
+        memory: what the spectral direction has kept of the steps before, as matrices; or None.
     """
 
     weight: UnitaryWeight
     direction: GradientOperator | LowRank
     rule: UpdateRule
     state: Sequence[tuple[Tensor, Tensor]] = ()
-    momentum: Tensor | None = None
+    memory: Memory | None = None
+
+
+def step_of(
+    weight: UnitaryWeight,
+    gradient: GradientOperator | LowRank,
+    rule: UpdateRule,
+    state: MutableMapping[Tensor, Any] | None = None,
+) -> Step:
+    """The step of a weight by a rule, with what the state of an optimiser, if there is one, remembers of it."""
+    return Step(weight, gradient, rule, memory=_memory_of(weight, rule, state))
+
+
+def _memory_of(weight: UnitaryWeight, rule: UpdateRule, state: MutableMapping[Tensor, Any] | None) -> Memory | None:
+    """See Note [Where the momentum lives]."""
+    if not rule.is_spectral or rule.momentum == 0 or weight.collected is not None:
+        return None
+    stored = weight.memory
+    if stored is None:
+        if state is None:
+            return None
+        own, rank = state.setdefault(weight.parameter, {}), rule.rank_of(weight.matrix.size(-1))
+        stored = remembered(own, weight.parameter, rank, is_pairs=weight.is_complex)
+    return stored.as_matrices()
 
 
 @dataclass(frozen=True)
@@ -90,20 +114,25 @@ class Batch:
         return DenseGradient(self.stack(direction.matrix for direction in cast(list[DenseGradient], directions)))
 
     @property
-    def momenta(self) -> list[Tensor]:
-        """The buffers of the momenta; none but for the spectral direction."""
-        return [step.momentum for step in self.steps if step.momentum is not None]
+    def memories(self) -> list[Memory]:
+        """What is remembered of each; none but for the spectral direction."""
+        return [step.memory for step in self.steps if step.memory is not None]
+
+    @cached_property
+    def memory(self) -> Memory | None:
+        """What is remembered of them."""
+        return Memory(*map(self.stack, zip(*self.memories, strict=True))) if self.memories else None
 
     @cached_property
     def aim(self) -> GradientOperator | LowRank:
         """The direction, with the momenta in it; then it is a matrix that nobody else holds."""
-        if not self.momenta:
-            return self.direction
         gradient = self.direction
+        if self.memory is None:
+            return gradient
         assert isinstance(gradient, GradientOperator)  # a sampled one has no momentum
         if isinstance(gradient, ReducedGradient):
-            return ReducedGradient(DenseGradient(self.stack(self.momenta) + gradient.inner.dense()), gradient.group)
-        return DenseGradient(self.stack(self.momenta) + gradient.dense())
+            return ReducedGradient(DenseGradient(self.memory.momentum + gradient.inner.dense()), gradient.group)
+        return DenseGradient(self.memory.momentum + gradient.dense())
 
     @property
     def previous_factors(self) -> list[Tensor]:
@@ -165,5 +194,5 @@ def _kind(step: Step) -> tuple[object, ...] | None:
     if parameter.numel() > LARGEST or type(direction) not in (DenseGradient, LowRank, ReducedGradient):
         return None
     sampled = (direction.rank, _probes(step) is not None) if type(direction) is LowRank else None
-    kind = (parameter.shape, parameter.dtype, parameter.device, step.weight.is_complex, step.momentum is not None)
+    kind = (parameter.shape, parameter.dtype, parameter.device, step.weight.is_complex, step.memory is not None)
     return step.rule, *kind, sampled, group

@@ -1,45 +1,66 @@
-"""Where the momentum of the spectral direction lives."""
+"""What the spectral direction remembers of the steps of a weight, and where."""
 
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..projunn.rule import UpdateRule
-from .weight import UnitaryWeight, as_matrix
+from ..linalg import LowRank
+from ..projunn.slope import STATE
 
 # Note [Where the momentum lives]
 # The momentum M of an n x n weight has n^2 numbers. With an optimiser at hand, under attach(model, optimizer) and in
 # ProjUNN, it is "projunn_momentum" in the optimiser's state of the parameter, stored as the parameter is: state dicts
 # of the optimiser, torch's distributed ones included, know it as they know the state of any parameter, and a saved
 # model does not grow; see Note [A guest in the state dict]. Without one, under projunn_step and attach(model), there is
-# none, unless the rule names a momentum: then it is a buffer of the layer, "<weight>_momentum", for every trigger. A
-# factored gradient never becomes a matrix and has no momentum. Where gradients are shared, each rank keeps that of its
-# own gradients: M is linear in them, so the mean of the ranks' M is the M of the mean gradient, and all subtract the
-# same sample.
+# none, unless the rule names a momentum: then it is a buffer of the layer, "<weight>_momentum", for every trigger. What
+# the slope test needs is with it, and a rule without a momentum takes steps of the length that it says. A factored
+# gradient never becomes a matrix and has no momentum. Where gradients are shared, each rank keeps that of its own
+# gradients: M is linear in them, so the mean of the ranks' M is the M of the mean gradient, and all subtract the same
+# sample.
 
-MOMENTUM = "projunn_momentum"
 
+class Memory(NamedTuple):
+    """What is remembered of one weight, or of a batch of them; as it is stored, or as matrices.
 
-def momentum_of(weight: UnitaryWeight, rule: UpdateRule, state: MutableMapping[Tensor, Any] | None) -> Tensor | None:
-    """The momentum of a weight as a matrix ``(..., n, n)``, zero at first; None where it has none.
-
-    Args:
-        weight: the weight.
-        rule: by which it is to move.
-        state: that of an optimiser, by parameter; or None.
-
-    See Note [Where the momentum lives].
+    Attributes:
+        momentum: M ``(..., n, n)``; see Note [The spectral direction].
+        slope: state of the slope test ``(..., 4)``, real; see Note [The slope at the end of a step].
+        course: the unit tangent at the end of the last step, factors ``(..., 2, r, n)`` of r = min(n, 2 k) rows.
     """
-    if not rule.is_spectral or rule.momentum == 0 or weight.collected is not None:
-        return None
-    stored = weight.momentum
-    if stored is None:
-        if state is None:
-            return None
-        own = state.setdefault(weight.parameter, {})
-        if MOMENTUM not in own:
-            own[MOMENTUM] = torch.zeros_like(weight.parameter, memory_format=torch.contiguous_format)
-        stored = own[MOMENTUM]
-    return as_matrix(stored.detach(), weight.is_complex)
+
+    momentum: Tensor
+    slope: Tensor
+    course: Tensor
+
+    @property
+    def tangent(self) -> LowRank:
+        """The course as a matrix of low rank."""
+        left, right = self.course.unbind(-3)
+        return LowRank(left.mT, right.mT)
+
+    def as_matrices(self) -> "Memory":
+        """What is stored, with pairs as complex numbers, as views."""
+        is_pairs = self.momentum.ndim > self.slope.ndim + 1
+        momentum, course = (torch.view_as_complex(t) if is_pairs else t for t in (self.momentum, self.course))
+        return Memory(momentum, self.slope, course)
+
+    @staticmethod
+    def shapes(shape: torch.Size, rank: int, *, is_pairs: bool) -> "Shapes":
+        """The shapes of what is stored for weights ``(..., n, n)``, or for pairs ``(..., n, n, 2)``."""
+        n, pair = shape[-2], shape[-1:] if is_pairs else ()
+        batch = shape[: -3 if is_pairs else -2]
+        return [shape, torch.Size((*batch, STATE)), torch.Size((*batch, 2, min(n, 2 * rank), n, *pair))]
+
+
+Shapes = list[torch.Size]
+KEYS = tuple(f"projunn_{name}" for name in Memory._fields)
+
+
+def remembered(own: MutableMapping[str, Any], parameter: Tensor, rank: int, *, is_pairs: bool) -> Memory:
+    """The memory of a parameter in an optimiser's state of it, as it is stored; zeros at first, or for another rank."""
+    for key, shape in zip(KEYS, Memory.shapes(parameter.shape, rank, is_pairs=is_pairs), strict=True):
+        if key not in own or own[key].shape != shape:
+            own[key] = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+    return Memory(*(own[key].detach() for key in KEYS))

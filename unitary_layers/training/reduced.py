@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..linalg import LowRank
 from ..projunn.gradient import GradientOperator, WrappedGradient
 
 # Note [Thin products over many machines]
@@ -34,6 +35,9 @@ class ReducedGradient(WrappedGradient):
 
     def rmatmul(self, u: Tensor) -> Tensor:
         return self._mean(self.inner.rmatmul(u).mT).mT
+
+    def along(self, direction: LowRank) -> Tensor:
+        return self._mean(self.inner.along(direction))
 
     def dense(self) -> Tensor:
         return self._mean(self.inner.dense())

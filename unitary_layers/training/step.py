@@ -5,9 +5,9 @@ weights, group what moves together, sample, rotate, write.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ..linalg import LowRank, nearest_unitary, unitarity_error
 from ..linalg.thin import add_low_rank_
 from ..projunn.gradient import DenseGradient, GradientOperator
-from ..projunn.rule import Sample, UpdateRule
+from ..projunn.rule import Sample
 from ..projunn.sampling import LINEAR_SAMPLERS, recompressed
-from .batch import Batch, Step, batches
-from .memory import momentum_of
+from ..projunn.slope import after_slope, factor_of
+from .batch import Batch, Step, batches, step_of
+from .memory import Memory
 from .parallel.shared import with_gradients
 from .reduced import ReducedGradient
 from .watch import watch
@@ -50,16 +51,6 @@ def projunn_step(module: nn.Module, *, lr_scale: float = 1.0) -> None:
     )
 
 
-def step_of(
-    weight: UnitaryWeight,
-    gradient: GradientOperator | LowRank,
-    rule: UpdateRule,
-    state: MutableMapping[Tensor, Any] | None = None,
-) -> Step:
-    """The step of a weight by a rule, with the momentum that it has in the state of an optimiser, if there is one."""
-    return Step(weight, gradient, rule, momentum=momentum_of(weight, rule, state))
-
-
 def step_from_gradients(
     weights: Iterable[UnitaryWeight], to_take: Callable[[UnitaryWeight, GradientOperator | LowRank], Step]
 ) -> None:
@@ -85,11 +76,13 @@ class Move(NamedTuple):
         batch: the weights.
         sample: what stood for their gradients.
         change: what is to be added to them, ``(..., n, n)``.
+        memory: what is then to be remembered, if anything is; but for the momentum, which still has the sample in it.
     """
 
     batch: Batch
     sample: Sample
     change: LowRank
+    memory: Memory | None
 
 
 # Note [A sample tells whether a gradient is finite]
@@ -114,8 +107,16 @@ def sample(batch: Batch) -> tuple[Batch, Sample] | None:
 
 def rotate(batch: Batch, sample: Sample) -> Move:
     """The change of the weights of a batch for a sample of their gradients."""
+    weight, rule, memory = batch.stack(batch.matrices), batch.rule, batch.memory
     with _naming(batch):
-        return Move(batch, sample, batch.rule.change(batch.stack(batch.matrices), sample.low_rank))
+        if memory is None:
+            return Move(batch, sample, rule.change(weight, sample.low_rank), None)
+        assert isinstance(batch.direction, GradientOperator)  # where there is a memory
+        assert isinstance(batch.aim, DenseGradient | ReducedGradient)  # the same
+        slope = after_slope(memory.slope.double(), batch.direction.along(memory.tangent).double())
+        change, (left, right) = rule.turn(weight, sample.low_rank, factor_of(slope))
+        momentum = batch.aim.inner.dense() if isinstance(batch.aim, ReducedGradient) else batch.aim.matrix
+        return Move(batch, sample, change, Memory(momentum, slope, torch.stack([left.mT, right.mT], dim=-3)))
 
 
 def write(move: Move) -> None:
@@ -127,6 +128,10 @@ def write(move: Move) -> None:
     else:
         torch._foreach_add_(batch.matrices, batch.unstack(move.change.matrix()))
     _write_states(batch, move.sample)
+    if move.memory is not None:
+        add_low_rank_(move.memory.momentum, batch.rule.remembered(move.sample.low_rank))
+        for buffers, values in zip(zip(*batch.memories, strict=True), move.memory, strict=True):
+            _copy_(buffers, batch.unstack(values))
     period = batch.rule.retract_period(batch.size)
     for weight, matrix, count in zip(weights, batch.matrices, counts, strict=True):
         if period and (count + 1) % period == 0:
@@ -138,8 +143,6 @@ def _write_states(batch: Batch, sample: Sample) -> None:
     torch._foreach_add_([step.weight.count for step in batch.steps], 1)
     if batch.previous_factors:
         _copy_(batch.previous_factors, batch.unstack(sample.low_rank.left))
-    if batch.momenta:
-        _copy_(batch.momenta, batch.unstack(_momentum_after(batch, sample.low_rank)))
     if sample.probes is not None and (moments := batch.moments) is not None:
         new = batch.rule.averaged(moments, sample.probes)
         for buffers, values in zip(zip(*batch.moment_buffers, strict=True), new, strict=True):
@@ -147,14 +150,6 @@ def _write_states(batch: Batch, sample: Sample) -> None:
     for step in batch.steps:
         for buffer, value in step.state:
             buffer.copy_(value)
-
-
-def _momentum_after(batch: Batch, sample: LowRank) -> Tensor:
-    """The momenta ``(..., n, n)`` from which a sample has been taken, in the memory of the aim."""
-    aim = batch.aim.inner if isinstance(batch.aim, ReducedGradient) else batch.aim
-    assert isinstance(aim, DenseGradient)  # as the aim is where there are momenta
-    add_low_rank_(aim.matrix, batch.rule.remembered(sample))
-    return aim.matrix
 
 
 @contextmanager

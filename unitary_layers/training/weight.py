@@ -14,6 +14,7 @@ from ..linalg import LowRank
 from ..projunn.gradient import DenseGradient, GradientOperator
 from ..projunn.moments import Moments, Probes
 from ..projunn.rule import UpdateRule
+from .memory import Memory
 
 
 class Collected:
@@ -108,7 +109,7 @@ class UnitaryWeight:
         index: position among the unitary weights of that tree, or in its layer if its gradient is factored; part of the
             key of its random numbers.
         moments: buffers ``(..., n)`` of a rule with ``precondition``, or None.
-        momentum: buffer of the shape of the parameter, of a rule that names a momentum, or None.
+        memory: buffers of a rule that names a momentum, as they are stored, or None.
         collected: the place of its sampled gradient, in a layer with ``gradient="factored"``; else None.
         seen: when it was last known to be unitary.
         group: the ranks that it shares its gradients with, or None.
@@ -123,7 +124,7 @@ class UnitaryWeight:
     previous: Tensor | None = None
     index: int = 0
     moments: Moments | None = None
-    momentum: Tensor | None = None
+    memory: Memory | None = None
     collected: Collected | None = None
     seen: Seen = field(default_factory=Seen)
     group: ProcessGroup | None = None
@@ -174,7 +175,7 @@ class UnitaryWeight:
             index = self.index
         # Spelt out: dataclasses.replace takes four times as long.
         parts = (self.parameter, self.is_complex, self.rule, self.count, self.previous)
-        state = (self.moments, self.momentum, self.collected)
+        state = (self.moments, self.memory, self.collected)
         return UnitaryWeight(name, *parts, index, *state, self.seen, self.group, self.scaler)
 
     def drop_gradient(self) -> None:

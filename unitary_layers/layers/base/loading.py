@@ -13,12 +13,15 @@ from torch import Tensor
 
 from ...linalg import nearest_unitary, unitarity_error
 from ...linalg.check import REAL
+from ...training.memory import Memory
 from ...training.watch import rounding_tolerance
 from ...training.weight import UnitaryWeight, as_matrix
 from .inputs import HALF
 
 STATE_VERSION = 1  # of the names, shapes and meaning of what a state dict holds; 1 is the first
-STATE = ("count", "previous", "row_moments", "column_moments", "momentum")  # buffers of a weight, after its name
+STATE = ("count", "previous", "row_moments", "column_moments", *Memory._fields)  # buffers of a weight, after its name
+
+SIGNED = ("_previous", *(f"_{name}" for name in Memory._fields))  # those that may be negative
 
 
 @lru_cache
@@ -79,7 +82,7 @@ def prepare_state(
             value = state_dict.get(name)
             if not isinstance(value, Tensor) or value.shape != present.shape or value.is_meta:
                 continue
-            if flaw := _flaw(name, value, signed=name in (key, f"{key}_previous", f"{key}_momentum")):
+            if flaw := _flaw(name, value, signed=name.endswith(SIGNED) or name == key):
                 errors.append(f"expected {flaw}; it was not loaded")
                 state_dict[name] = present
             elif name == key:
@@ -112,7 +115,7 @@ def _held(key: str, weight: UnitaryWeight) -> dict[str, Tensor]:
 
 def _states(weight: UnitaryWeight) -> tuple[Tensor | None, ...]:
     """The buffers of :data:`STATE` but the count, in their order; None for those that the rule does not need."""
-    return weight.previous, *(weight.moments or (None, None)), weight.momentum
+    return weight.previous, *(weight.moments or (None, None)), *(weight.memory or [None] * len(Memory._fields))
 
 
 def _flaw(name: str, loaded: Tensor, *, signed: bool) -> str | None:

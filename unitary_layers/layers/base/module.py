@@ -14,6 +14,7 @@ from ...projunn.moments import Moments
 from ...projunn.rule import SPECTRAL_LENGTH, UpdateRule
 from ...projunn.sampling import LINEAR_SAMPLERS
 from ...training.factored.unused import notice_unused_samples
+from ...training.memory import Memory
 from ...training.owners import register_owner
 from ...training.watch import rounding_tolerance
 from ...training.weight import UnitaryWeight, as_matrix, record_of
@@ -49,7 +50,8 @@ class UnitaryModule(UnitaryMethods):
 
     _version: int = STATE_VERSION  # nn.Module writes it into the metadata of state dicts
     extra_inits: ClassVar[tuple[str, ...]] = ()  # of a layer that knows a start of its own
-    step_length: ClassVar[float] = SPECTRAL_LENGTH  # of a rule without one; see Note [One length for a family]
+    step_length: ClassVar[float] = SPECTRAL_LENGTH  # of a rule without one; see Note [One length for all layers]
+    uses: int = 1  # how often a weight acts, one time after another, in a forward pass
     __jit_unused_properties__: ClassVar[list[str]] = ["update", "matrix", "support", "all_weights"]
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -83,7 +85,6 @@ class UnitaryModule(UnitaryMethods):
         self.grad_scaler: GradScaler | None = None
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
         self._update = update
-        self._rule = update.with_length(self.step_length)
         register_owner(self)
         if gradient == "factored":
             notice_unused_samples()
@@ -98,7 +99,7 @@ class UnitaryModule(UnitaryMethods):
         if not isinstance(rule, UpdateRule):
             raise ValueError(f"expected update to be an UpdateRule, got {rule!r}")
         self._check_sampler(rule)
-        self._update, self._rule = rule, rule.with_length(self.step_length)
+        self._update = rule
         for name in self._unitary:
             self._register_state(name, self._unitary[name])
 
@@ -126,7 +127,7 @@ class UnitaryModule(UnitaryMethods):
             filler = self.init if callable(self.init) else INITS[self.init]
         for weight in self.own_unitary_weights():
             filler(weight.matrix)
-            for buffer in (weight.count, weight.previous, *(weight.moments or ()), weight.momentum):
+            for buffer in (weight.count, weight.previous, *(weight.moments or ()), *(weight.memory or ())):
                 if buffer is not None:
                     buffer.zero_()
             if filler in INITS.values():  # what a user's own fills is looked at before it is used
@@ -143,7 +144,8 @@ class UnitaryModule(UnitaryMethods):
 
     def unitary_weight(self, name: str) -> UnitaryWeight:
         """One of the unitary weights that this module itself holds, by its name."""
-        count, previous, rows, columns, momentum = map(self._buffers.get, state_names(name))
+        count, previous, rows, columns, *memory = map(self._buffers.get, state_names(name))
+        kept = [buffer for buffer in memory if buffer is not None]
         assert count is not None  # of all states the one that every weight has
         # A replica, or what torch parametrises, has an attribute instead; to look for that takes ten times as long.
         parameter = self._parameters.get(name)
@@ -154,12 +156,12 @@ class UnitaryModule(UnitaryMethods):
             name,
             parameter,
             self._unitary[name],
-            self._rule,
+            self._update.with_length(self.step_length / self.uses**0.5),
             count,
             previous,
             list(self._unitary).index(name),
             None if rows is None or columns is None else Moments(rows, columns),
-            momentum,
+            Memory(*kept) if kept else None,
             collected if is_collected else None,
             seen,
             self.process_group,
@@ -189,14 +191,15 @@ class UnitaryModule(UnitaryMethods):
         return parameters | {f"{name}_{state}": False for name in self._unitary for state in STATE[1:]}
 
     def _register_state(self, name: str, is_pairs: bool) -> None:
-        """The buffers of the rule: the left factor of the last step, the moments of rows and columns, the momentum."""
+        """The buffers of the rule: the left factor of the last step, the moments of rows and columns, the memory."""
         parameter = getattr(self, name)
         n_dims = parameter.ndim - is_pairs
         rule, n = self._update, parameter.size(n_dims - 1)
         factor = torch.Size((*parameter.shape[: n_dims - 1], rule.rank_of(n), *parameter.shape[n_dims:]))
         shapes = [factor if rule.sampler == "power" else None]
         shapes += [parameter.shape[: n_dims - 1] if rule.precondition else None] * 2
-        shapes += [parameter.shape if rule.momentum and self.gradient == "dense" else None]
+        memory = Memory.shapes(parameter.shape, rule.rank_of(n), is_pairs=is_pairs)
+        shapes += memory if rule.momentum and self.gradient == "dense" else [None] * len(memory)
         for state, shape in zip(STATE[1:], shapes, strict=True):
             present = self._buffers.pop(f"{name}_{state}", None)  # and none that is None: torch.export miscounts them
             if shape is not None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ NONLINEARITIES = ("tanh", "relu", "modrelu", "identity")
 class UnitaryRNNBase(UnitaryModule):
     """What the layer and the cell share: sizes, nonlinearity, and how their parameters are filled."""
 
-    step_length: ClassVar[float] = 0.02
+    uses = 64  # until a layer has seen a sequence; a cell does not know how long its loop is
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ...linalg.check import check_dense
+from ...linalg.transforms import is_transformed
 from ...projunn.rule import UpdateRule
 from ..activation import make_activation
 from ..base.forward import factored_weight, watch_own
@@ -158,6 +159,8 @@ class UnitaryRNN(UnitaryRNNBase):
     def _run(self, x: Tensor, batch_sizes: Sequence[int], hx: Tensor | None) -> tuple[Tensor, Tensor]:
         """All layers over packed rows ``(sum(batch_sizes), input_size)`` from ``(D * num_layers, batch, n)``."""
         watch_own(self)
+        if self.training and torch.is_grad_enabled() and not (torch.compiler.is_compiling() or is_transformed()):
+            self.uses = len(batch_sizes)
         hx = self._initial_state(x, batch_sizes[0], hx)
         h_n = []
         for layer in range(self.num_layers):

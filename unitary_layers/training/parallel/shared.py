@@ -57,7 +57,7 @@ def share_gradients(module: nn.Module, group: dist.ProcessGroup | None = None) -
             owner.process_group = group  # type: ignore[assignment]  # torch promises tensors and modules alone
     for weight in unitary_weights(module):
         weight.drop_gradient()
-        state = [weight.count, weight.previous, *(weight.moments or ()), weight.momentum]
+        state = [weight.count, weight.previous, *(weight.moments or ()), *(weight.memory or ())]
         for tensor in (weight.parameter.detach(), *(t for t in state if t is not None)):
             dist.broadcast(tensor, dist.get_global_rank(group, 0), group)
         weight.seen.note(weight.parameter)

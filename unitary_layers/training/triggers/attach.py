@@ -14,9 +14,10 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ...linalg.transforms import is_transformed
+from ..batch import step_of
 from ..factored.amp import use_grad_scaler
 from ..owners import weights_of
-from ..step import step_from_gradients, step_of
+from ..step import step_from_gradients
 from ..weight import unitary_weights
 from .host import host_of
 from .rates import BaseRates

@@ -13,9 +13,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...linalg import LowRank
 from ...projunn.gradient import GradientOperator
-from ..batch import Step
+from ..batch import Step, step_of
 from ..factored.amp import has_overflowed, tell_owners
-from ..step import step_from_gradients, step_of
+from ..step import step_from_gradients
 from ..weight import UnitaryWeight, clear_collected, unitary_weights
 from .rates import BaseRates
 from .saved import adopt, with_momenta, without_momenta

@@ -15,9 +15,9 @@ from ...linalg import LowRank
 from ...projunn.gradient import DenseGradient, GradientOperator
 from ...projunn.moments import Moments
 from ...projunn.rule import UpdateRule
-from ..batch import Step
+from ..batch import Step, step_of
 from ..owners import Lookup
-from ..step import step_from_gradients, step_of
+from ..step import step_from_gradients
 from ..weight import UnitaryWeight, as_matrix, clear_collected
 from .host import without_parameters
 

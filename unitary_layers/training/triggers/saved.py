@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..memory import MOMENTUM
+from ..memory import KEYS
 
 # Note [A guest in the state dict]
 # The momenta of an attached model are saved with its optimiser, as the state of their parameters, and yet are not in
@@ -22,9 +22,9 @@ STEP = "step"
 def with_momenta(state_dict: dict[str, Any], optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> Any:
     """The state dict of an optimiser with the momenta of its unitary weights; see Note [A guest in the state dict]."""
     guests = {
-        key: {MOMENTUM: momenta[parameter][MOMENTUM], STEP: torch.zeros(())}
+        key: momenta[parameter] | {STEP: torch.zeros(())}
         for key, parameter in _parameters(state_dict, optimizer)
-        if MOMENTUM in momenta.get(parameter, ())
+        if parameter in momenta
     }
     return state_dict | {"state": state_dict["state"] | guests} if guests else state_dict
 
@@ -33,17 +33,18 @@ def without_momenta(state_dict: dict[str, Any], optimizer: Optimizer, momenta: M
     """The state dict as the optimiser knows it; what it has of momenta becomes the momenta of the weights."""
     parameters, state = dict(_parameters(state_dict, optimizer)), dict(state_dict["state"])
     momenta.clear()
-    for key in [key for key, own in state.items() if isinstance(own, dict) and MOMENTUM in own]:
-        parameter, value = parameters.get(key), state.pop(key)[MOMENTUM]
-        if parameter is not None and parameter.shape == value.shape:
-            momenta[parameter] = {MOMENTUM: value.detach().to(parameter, copy=True)}
+    for key in [key for key, own in state.items() if isinstance(own, dict) and KEYS[0] in own]:
+        parameter, own = parameters.get(key), state.pop(key)
+        if parameter is not None:  # what does not fit its shape is begun anew
+            momenta[parameter] = {name: own[name].detach().to(parameter, copy=True) for name in KEYS if name in own}
     return state_dict | {"state": state}
 
 
 def adopt(optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> None:
     """Takes over the momenta that an optimiser has loaded before it was attached."""
-    for parameter in [p for p, own in optimizer.state.items() if MOMENTUM in own]:
-        momenta[parameter] = {MOMENTUM: optimizer.state.pop(parameter)[MOMENTUM]}
+    for parameter in [p for p, own in optimizer.state.items() if KEYS[0] in own]:
+        own = optimizer.state.pop(parameter)
+        momenta[parameter] = {name: own[name] for name in KEYS if name in own}
 
 
 def _parameters(state_dict: dict[str, Any], optimizer: Optimizer) -> Iterator[tuple[Any, Tensor]]:
