@@ -22,7 +22,7 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(unitary_layers.__path__, 
 # What imports a name from here has it from the door of a package; a name has one place in the reference.
 DOORS = ("", ".init", ".linalg", ".projunn", ".training", ".layers", ".models", ".testing")
 # A block of any other language could be one that was meant to run.
-LANGUAGES = {"python", "text", "sh", "toml", "yaml"}
+LANGUAGES = {"python", "text", "sh", "toml", "yaml", "bibtex"}
 FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 NOT_RUN = re.compile(r"<!-- not run:(.*?)-->\s*\Z", re.DOTALL)
 

@@ -35,8 +35,9 @@ def recurrent(gradient: str, **options: object) -> nn.Module:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "dense": lambda: linear("dense"),
-    "power": lambda: linear("dense", sampler="power", precondition=True),
-    "factored": lambda: linear("factored", precondition=True),
+    "power": lambda: linear("dense", sampler="power", precondition=True, direction="gradient"),
+    "factored": lambda: linear("factored", precondition=True, direction="gradient"),
+    "spectral": lambda: linear("dense", momentum=0.9),
     "recurrent": lambda: recurrent("factored", sampler="power"),
 }
 TRIGGERS = ("step", "attach", "attach to backward", "ProjUNN")

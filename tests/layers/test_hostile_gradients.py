@@ -22,18 +22,22 @@ from unitary_layers.training.triggers.optimizer import DIRECTIONS, ProjUNN
 DENSE = tuple(entry for entry in ENTRIES if not entry.factored)
 FACTORED = tuple(entry for entry in ENTRIES if entry.factored)
 NAMED = {entry.name: entry for entry in ENTRIES}
+MOMENTA = st.sampled_from([None, 0.0, 0.9])
 NOT_FINITE = (math.nan, math.inf, -math.inf)
 
 
 @st.composite
 def rules(draw: st.DrawFn, samplers: tuple[str, ...] = tuple(SAMPLERS)) -> UpdateRule:
+    direction = draw(st.sampled_from(["spectral", "gradient"]))
+    own = {"precondition": draw(st.booleans())} if direction == "gradient" else {"momentum": draw(MOMENTA)}
     return UpdateRule(
         draw(st.sampled_from("DT")),
         rank=draw(st.sampled_from([1, 2, 3])),
         sampler=draw(st.sampled_from(samplers)),
         lr=draw(st.sampled_from([0.0, 1e-300, 0.3, 1.0, 1e6, 1e30, 1e300, 10**30])),
         nonfinite=draw(st.sampled_from(["raise", "skip"])),
-        precondition=draw(st.booleans()),
+        direction=direction,
+        **own,
     )
 
 
@@ -125,7 +129,7 @@ def test_a_spoilt_factor_is_refused_by_the_step_and_by_the_optimiser(entry, valu
 
 
 def test_an_overflowing_step_names_the_weight_and_the_rate():
-    module = UnitaryLinear(4, 4, update=UpdateRule(lr=1e300))
+    module = UnitaryLinear(4, 4, update=UpdateRule(lr=1e300, direction="gradient"))
     module.weight.grad = torch.ones(4, 4)
     with pytest.raises(RuntimeError, match=r"'weight' at lr=1e\+300: expected an update .* infinity or overflow"):
         module.projunn_step()

@@ -40,7 +40,7 @@ def test_trains_stays_orthogonal_and_survives_a_file(name, tmp_path: Path):
     for _ in range(STEPS):
         loss_of(model, x).backward()
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-        model.projunn_step(lr_scale=30.0)
+        model.projunn_step()
         optimizer.step()
         optimizer.zero_grad()
     assert_unitary(model)
@@ -114,7 +114,7 @@ def test_timms_weight_decay_groups_lose_no_weight(name):
 
 @every_model
 def test_variant_and_rule_are_keywords(name):
-    for update, variant, rank in (("D", "D", 1), (UpdateRule(rank=2), "T", 2)):
+    for update, variant, rank in (("D", "D", "auto"), (UpdateRule(rank=2), "T", 2)):
         model = make(name, update=update, device="meta")
         assert {(w.rule.variant, w.rule.rank) for w in unitary_weights(model)} == {(variant, rank)}
     with pytest.raises(ValueError, match="variant"):

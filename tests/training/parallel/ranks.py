@@ -177,7 +177,7 @@ def every_layer(part: slice) -> Any:
 
 def _two_steps(entry: Entry, variant: str, group: dist.ProcessGroup | None, part: slice) -> State:
     torch.manual_seed(0)
-    net = entry.make(torch.float64, update=UpdateRule(variant, lr=0.1))
+    net = entry.make(torch.float64, update=UpdateRule(variant, lr=0.1, direction="gradient"))
     share_gradients(net, group)
     for seed in range(2):
         x = entry.input(torch.float64, seed)

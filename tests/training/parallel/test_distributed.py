@@ -36,7 +36,7 @@ def assert_same(states: list[State]) -> None:
 
 def without_momenta(state: State) -> State:
     """All but what each rank keeps of its own gradients."""
-    return {name: value for name, value in state.items() if not name.endswith("_momentum")}
+    return {name: value for name, value in state.items() if not name.endswith(("_momentum", "_slope"))}
 
 
 def assert_close(state: State, other: State) -> None:
@@ -78,8 +78,10 @@ def test_thin_products_cross_the_wire(found):
             assert moved[name] == weights * (2 * (k + PROBES) * N + flags)
         assert moved["share-factored-power"] == weights * (2 * 2 * N + flags)
         assert moved["share-svd"] > weights * N * N
-        for name in ("share-spectral", "share-spectral-attach", "share-spectral-factored", "share-spectral-optimiser"):
+        for name in ("share-spectral", "share-spectral-factored"):
             assert moved[name] == weights * (4 * 2 * N + flags)  # the tangent part asks for two products more
+        for name in ("share-spectral-attach", "share-spectral-buffer", "share-spectral-optimiser"):
+            assert moved[name] == weights * (4 * 2 * N + 1 + flags)  # and the slope test for a number
         assert moved["hook-spectral"] == rank["dense_bytes"] / number
 
 
