@@ -146,7 +146,7 @@ def test_what_is_not_finite_is_refused():
         spectral_rotation(w, LowRank(torch.full((4, 1), math.nan), torch.ones(4, 1)), "T", 0.1)
 
 
-def test_the_automatic_rank_is_a_sixteenth_between_8_and_64():
-    assert [automatic_rank(n) for n in (1, 4, 8, 100, 128, 129, 512, 1024, 4096)] == [1, 4, 8, 8, 8, 9, 32, 64, 64]
+def test_the_automatic_rank_is_a_sixteenth_between_8_and_32():
+    assert [automatic_rank(n) for n in (1, 4, 8, 100, 128, 129, 512, 1024, 4096)] == [1, 4, 8, 8, 8, 9, 32, 32, 32]
     assert [UpdateRule(rank=k).rank_of(16) for k in (1, 16, 100)] == [1, 16, 16]
     assert [UpdateRule(direction="gradient").rank_of(n) for n in (1, 16, 4096)] == [1, 1, 1]
