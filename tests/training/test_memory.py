@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from unitary_layers import ProjUNN, UnitaryLinear, UpdateRule, attach, haar_unitary, projunn_step
 from unitary_layers.training.memory import KEYS
@@ -222,3 +223,30 @@ def test_memory_and_scale():
 
     for scale in (1e-6, 2.0**-40, 65536.0, 1e6):
         torch.testing.assert_close(after(scale), after(1.0), rtol=0, atol=1e4 * torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("kind", ["attach", "ProjUNN"])
+def test_distributed_state_dicts_of_torch_know_it(kind):
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(N, N), UnitaryLinear(N, N))
+        optimizer = (torch.optim.AdamW if kind == "attach" else ProjUNN)(net.parameters(), lr=0.01)
+        if kind == "attach":
+            attach(net, optimizer)
+        return net, optimizer
+
+    def run(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for x in inputs(3, torch.float32):
+            loss_of(net, x).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    net, optimizer = make()
+    run(net, optimizer)
+    model_state, state = copy.deepcopy(get_state_dict(net, optimizer))
+    assert set(KEYS) <= set(state["state"]["1.weight"])
+    run(net, optimizer)
+    other, resumed = make()
+    set_state_dict(other, resumed, model_state_dict=model_state, optim_state_dict=state)
+    run(other, resumed)
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters(), strict=True))
