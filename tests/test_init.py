@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import batches, dtypes, seeds, sizes
 
-from unitary_layers.init import INITS, cayley_, haar_, henaff_, identity_
+from unitary_layers.init import INITS, cayley_, haar_, henaff_, identity_, timescales_
 from unitary_layers.linalg import haar_unitary
 from unitary_layers.testing import assert_unitary
 
@@ -65,6 +65,19 @@ def test_angles_are_uniform(fill, low, high, dtype, n):
     u = ((angles - low) / (high - low)).sort().values
     gap = (u - torch.linspace(0, 1, len(u), dtype=u.dtype)).abs().max()
     assert gap < 2 / math.sqrt(len(u))
+
+
+def test_timescales_are_log_uniform():
+    x = timescales_(torch.empty(2001, 2001, dtype=torch.complex128), generator=torch.Generator().manual_seed(0))
+    angles = x.diagonal().angle()
+    assert 1e-3 <= angles.min() < 1.1e-3
+    u = (angles.log().sort().values - math.log(1e-3)) / (math.log(math.pi) - math.log(1e-3))
+    assert (u - torch.linspace(0, 1, len(u), dtype=u.dtype)).abs().max() < 2 / math.sqrt(len(u))
+    slow = timescales_(torch.empty(8, 8, dtype=torch.float64), slowest=math.pi)
+    torch.testing.assert_close(slow, -torch.eye(8, dtype=torch.float64))
+    for slowest in (0.0, -1.0, 4.0, math.nan):
+        with pytest.raises(ValueError, match=r"slowest to be an angle in \(0, pi\], got"):
+            timescales_(torch.empty(2, 2), slowest=slowest)
 
 
 @pytest.mark.parametrize("fill", INITS.values())

@@ -82,19 +82,46 @@ def cayley_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tens
     return _rotations_(tensor, 0.0, math.pi / 2, generator)
 
 
+@torch.no_grad()
+def timescales_(tensor: Tensor, *, slowest: float = 1e-3, generator: torch.Generator | None = None) -> Tensor:
+    """Fills with plane rotations by angles log-uniform in [slowest, pi]: as many slow modes as fast ones.
+
+    A mode with angle t forgets the phase of what it saw after about 1 / t steps, so a recurrence that starts with these
+    has memories of every length from one step to ``1 / slowest``.
+
+    Args:
+        tensor: ``(..., n, n)``; filled in place and returned.
+        slowest: the smallest angle, in radians.
+        generator: source of the random numbers; torch's default one if None.
+
+    Raises:
+        TypeError, ValueError: if the tensor is not dense, floating point and square, or for an angle that is not
+            between 0 and pi.
+    """
+    if not 0 < slowest <= math.pi:
+        raise ValueError(f"expected slowest to be an angle in (0, pi], got {slowest!r}")
+    return _rotations_(tensor, math.log(slowest), math.log(math.pi), generator, torch.exp)
+
+
 INITS: MappingProxyType[str, Callable[..., Tensor]] = MappingProxyType(
-    {"haar": haar_, "identity": identity_, "henaff": henaff_, "cayley": cayley_}
+    {"haar": haar_, "identity": identity_, "henaff": henaff_, "cayley": cayley_, "timescales": timescales_}
 )
 
 
-def _rotations_(tensor: Tensor, low: float, high: float, generator: torch.Generator | None) -> Tensor:
-    """Fills with rotations by angles uniform in [low, high], drawn and evaluated in float64."""
+def _rotations_(
+    tensor: Tensor,
+    low: float,
+    high: float,
+    generator: torch.Generator | None,
+    angle_of: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """Fills with rotations by functions of numbers uniform in [low, high], drawn and evaluated in float64."""
     n, batch = _square(tensor), tensor.shape[:-2]
     check_generator(generator)
     device = tensor.device if generator is None else generator.device
     count = n if tensor.is_complex() else n // 2
     angles = torch.rand(*batch, count, dtype=torch.float64, device=device, generator=generator) * (high - low) + low
-    angles = angles.to(tensor.device)
+    angles = angle_of(angles.to(tensor.device))
     identity_(tensor)
     if tensor.is_complex():
         tensor.diagonal(dim1=-2, dim2=-1).copy_(torch.polar(torch.ones_like(angles), angles))

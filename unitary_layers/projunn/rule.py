@@ -13,7 +13,7 @@ from ..linalg import LowRank
 from .direction import TangentGradient, Turn, automatic_rank, spectral_rotation
 from .gradient import GradientOperator
 from .moments import Moments, PreconditionedGradient, Probes, limited
-from .noise import Streams
+from .noise import Streams, seed_of
 from .rotation import VARIANTS, rotation
 from .sampling import SAMPLERS
 
@@ -171,8 +171,7 @@ class UpdateRule:
             device: where they are drawn.
             stream: for several independent draws in a step.
         """
-        seeds = [_mix(count, _start(self.seed, index)) for index, count in keys]
-        return Streams(tuple(_mix(stream, seed) for seed in seeds) if stream else tuple(seeds), device)
+        return Streams(tuple(seed_of(self.seed, *key, stream) for key in keys), device)
 
     def sample(
         self,
@@ -238,24 +237,3 @@ def _is_number(value: object) -> bool:
 @lru_cache(maxsize=1024)  # a schedule asks for the same change of many equal rules
 def _with_lr(rule: UpdateRule, lr: float) -> UpdateRule:
     return replace(rule, lr=lr)
-
-
-# Note [Random numbers by key]
-# Ranks of a distributed run must draw the same numbers without talking, and a resumed run must go on with the next ones
-# without a saved generator. So each draw has a key, (seed, index of the weight in its model, number of its steps so
-# far), and a generator is seeded with a hash of it. The hash matters: the CPU generator looks at 32 bits of its seed,
-# and consecutive seeds must not give related streams.
-
-
-def _mix(part: int, state: int = 0) -> int:
-    """A 64-bit hash of an integer and a hash, by the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    mask = (1 << 64) - 1
-    state = (state + part + 0x9E3779B97F4A7C15) & mask
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
-    return state ^ (state >> 31)
-
-
-@lru_cache(maxsize=4096)  # of a weight, the same at each step
-def _start(seed: int, index: int) -> int:
-    return _mix(index, _mix(seed))

@@ -334,3 +334,33 @@ def test_the_transform_is_exact_again_after_a_cast(there):
     state = {name: value.clone() for name, value in layer.state_dict().items()}
     there(layer).float().load_state_dict(state)
     assert_orthogonal(layer, (8, 8))
+
+
+@pytest.mark.parametrize("init", ["dirac", "identity"])
+@pytest.mark.parametrize(
+    ("sides", "channels", "taps", "options"),
+    [
+        (1, 4, 3, {}),
+        (1, 6, 5, {"groups": 3}),
+        (2, 4, 3, {}),
+        (2, 2, (3, 5), {"dilation": 2}),
+        (3, 4, 3, {"groups": 2}),
+        (2, 4, None, {"input_size": 6}),
+        (1, 3, None, {"input_size": 5}),
+    ],
+)
+def test_a_delta_is_a_start(sides, channels, taps, options, init):
+    layer = LAYERS[sides](channels, channels, taps, bias=False, init=init, dtype=torch.float64, **options)
+    x = torch.randn(2, channels, *(options.get("input_size", 6),) * sides, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), x)
+    if taps is not None:
+        kernel = layer.spatial_kernel()
+        torch.testing.assert_close(kernel, torch.nn.init.dirac_(torch.empty_like(kernel), layer.groups))
+
+
+def test_a_delta_of_an_odd_number_of_channels_is_centred_but_for_one():
+    layer = OrthogonalConv2d(5, 5, 3, bias=False, init="dirac", dtype=torch.float64)
+    x = torch.randn(1, 5, 6, 6, dtype=torch.float64)
+    equal = (layer(x) - x).abs().amax(dim=(0, 2, 3)) < 1e-12
+    assert int(equal.sum()) == 4
+    assert_orthogonal(layer, (6, 6))

@@ -35,9 +35,10 @@ class OrthogonalConv2d(OrthogonalConvNd):
         transform: "basis" (a product with the real Fourier basis), "fft", or "auto": the first up to 256 points. It
             changes the speed and not the map.
         update: how the weights move.
-        init: "local" (for full support: starts as a random convolution with three taps a side), or how each matrix is
-            drawn: "haar", "identity", "henaff", "cayley" or a filler. The default is "local" for full support, "haar"
-            for a local kernel.
+        init: "local" (for full support: starts as a random convolution with three taps a side), "dirac" (a centred
+            delta, as ``nn.init.dirac_`` makes; of an odd number of channels one is off the centre of a local kernel),
+            or how each matrix is drawn: "haar", "identity" (for a local kernel as "dirac"), "henaff", "cayley",
+            "timescales" or a filler. The default is "local" for full support, "haar" for a local kernel.
         gradient: "dense", or for full support "factored": the fast way, in which backward leaves no ``.grad`` but
             samples of rank k for the step; see Note [Sampling inside backward].
 

@@ -6,12 +6,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...init import haar_
+from ...init import haar_, identity_
 from ...projunn.rule import UpdateRule
 from ..base.forward import factored_weight, watch_own
 from ..base.inputs import Sides, as_sides, as_size, check_input
 from ..base.module import UnitaryModule
-from .support import BASIS_POINTS, FullSupport, LocalSupport, described, support_of
+from .full import BASIS_POINTS, FullSupport
+from .local import LocalSupport
+from .support import described, support_of
 
 TRANSFORMS = ("auto", "basis", "fft")
 
@@ -23,7 +25,7 @@ class OrthogonalConvNd(UnitaryModule):
     weight: Tensor
     weight_pairs: Tensor | None
     bias: Tensor | None
-    extra_inits = ("local",)
+    extra_inits = ("local", "dirac")
     __constants__: ClassVar[list[str]] = ["in_channels", "input_size", "_support", "_others"]  # what forward reads
 
     def __init__(
@@ -128,12 +130,10 @@ class OrthogonalConvNd(UnitaryModule):
 
     def reset_parameters(self) -> None:
         """Draws the weights anew, sets the bias to zero and computes the constants of the transform."""
-        if self.init == "local" and isinstance(self.support, FullSupport):
-            self.reset_unitary(lambda matrix: matrix)  # the counters; the matrices come next
-            if not self.weight.is_meta:
-                self._assign(*self.support.local_start(self.weight.device))
-        else:
-            self.reset_unitary(haar_ if self.init == "local" else None)
+        start = {} if self.weight.is_meta else self.support.start(str(self.init), self.weight.device)
+        drawn = identity_ if "weight" in start else haar_  # large Haar matrices take half a minute
+        self.reset_unitary({"local": drawn, "dirac": identity_}.get(str(self.init)))
+        self._assign(start)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
         self._fill_constants()
@@ -208,13 +208,14 @@ class OrthogonalConvNd(UnitaryModule):
         shift = [-p for p in as_sides("padding", padding, self.sides, least=0)]
         widths = [w for n, k in zip(support.size, kernel.shape[2:], strict=True) for w in (n - k, 0)][::-1]
         kernel = nn.functional.pad(kernel.to(self.weight.device, torch.float64), widths)
-        self._assign(*support.blocks(kernel.roll(shift, tuple(range(2, kernel.ndim)))))
+        real, pairs = support.blocks(kernel.roll(shift, tuple(range(2, kernel.ndim))))
+        self._assign({"weight": real, "weight_pairs": pairs})
 
-    def _assign(self, real: Tensor, pairs: Tensor) -> None:
+    def _assign(self, matrices: dict[str, Tensor]) -> None:
         with torch.no_grad():
-            self.weight.copy_(real)
-            if self.weight_pairs is not None:
-                self.weight_pairs.copy_(torch.view_as_real(pairs))
+            for name, matrix in matrices.items():
+                if (parameter := getattr(self, name)) is not None:
+                    parameter.copy_(torch.view_as_real(matrix) if matrix.is_complex() else matrix)
 
     def forward(self, input: Tensor) -> Tensor:
         watch_own(self)

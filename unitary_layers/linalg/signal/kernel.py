@@ -32,6 +32,17 @@ def shift_dims(kernel_size: Sequence[int], stride: Sequence[int]) -> list[int]:
     return [dim for turn in range(max(left)) for dim in range(len(left)) if turn < left[dim]]
 
 
+def centred_shifts(channels: int, kernel_size: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Matrices ``(f, m, m)`` of half shifts whose product is a shift of all channels by half of the kernel.
+
+    Of two shifts along a side the first moves one half of the channels and the second the other. That makes a centred
+    delta where the number of shifts along each side is even, but for one channel of an odd number of them.
+    """
+    dims, eye = shift_dims(kernel_size, stride), torch.eye(channels)
+    swapped = eye.roll(channels // 2, dims=0)  # its first columns are the channels that eye leaves to the second half
+    return torch.stack([swapped if dims[:i].count(dim) % 2 else eye for i, dim in enumerate(dims)])
+
+
 def local_kernel(mixing: Tensor, shifts: Tensor, kernel_size: Sequence[int], stride: Sequence[int]) -> Tensor:
     """The kernel of a convolution that is orthogonal on periodic signals of any size.
 

@@ -1,0 +1,92 @@
+"""Convolutions with a local kernel made of orthogonal matrices, as a value without parameters."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...linalg.signal.grid import pad_periodic
+from ...linalg.signal.kernel import centred_shifts, local_kernel, shift_count
+from ..base.inputs import without_autocast
+from .full import Factored
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+@dataclass(frozen=True)
+class LocalSupport:
+    """A convolution with a small kernel made of orthogonal matrices, padded periodically, for images of any size.
+
+    Attributes:
+        in_channels: of one group.
+        out_channels: of one group.
+        groups: number of them.
+        kernel_size: of each side, at least the stride.
+        stride: of each side.
+        dilation: of each side.
+    """
+
+    in_channels: int
+    out_channels: int
+    groups: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @property
+    def channels(self) -> int:
+        """Channels that are shifted: those of the input, with zeros appended where the output has room for more."""
+        return max(self.in_channels, self.out_channels // math.prod(self.stride))
+
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Of the mixing matrices ``(groups, n, n)`` and of those that shift ``(groups * f, m, m)``, if any."""
+        m = self.channels
+        n, shifts = max(self.out_channels, m * math.prod(self.stride)), shift_count(self.kernel_size, self.stride)
+        return (self.groups, n, n), (self.groups * shifts, m, m) if shifts else None
+
+    def kernel(self, weight: Tensor, shifts: Tensor | None) -> Tensor:
+        """The kernel ``(groups * out_channels, in_channels, *kernel_size)``."""
+        m = self.channels
+        mixing = weight[..., : self.out_channels, : m * math.prod(self.stride)]
+        shifts = weight.new_zeros(0, m, m) if shifts is None else shifts
+        shifts = shifts.unflatten(0, (self.groups, shift_count(self.kernel_size, self.stride)))
+        with without_autocast(weight.device.type):  # the kernel is exact, whatever it is applied in
+            kernel = local_kernel(mixing, shifts, self.kernel_size, self.stride)
+        return kernel[:, :, : self.in_channels].flatten(end_dim=1)
+
+    def start(self, init: str, device: torch.device) -> dict[str, Tensor]:
+        """For "dirac" and "identity" the shifts ``(groups * f, m, m)`` of a centred delta."""
+        if init not in ("dirac", "identity") or not shift_count(self.kernel_size, self.stride):
+            return {}
+        return {"shifts": centred_shifts(self.channels, self.kernel_size, self.stride).repeat(self.groups, 1, 1)}
+
+    def padding(self) -> tuple[list[int], list[int]]:
+        """Pixels before and after each side, as for ``padding="same"``."""
+        spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        return [span // 2 for span in spans], [span - span // 2 for span in spans]
+
+    @property
+    def constant_names(self) -> tuple[str, ...]:
+        """None: nothing depends on the size of the image."""
+        return ()
+
+    def convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        shifts: Tensor | None,
+        constants: dict[str, Tensor],
+        factored: Factored = (None, None),
+    ) -> Tensor:
+        """``x`` ``(b, groups * in_channels, *size)`` to ``(b, groups * out_channels, *size / stride)``."""
+        self._check_sides(x.shape[2:])
+        kernel = self.kernel(weight, shifts).to(x.dtype)
+        padded = pad_periodic(x, *self.padding())
+        return CONVOLUTIONS[len(self.stride)](padded, kernel, None, self.stride, 0, self.dilation, self.groups)
+
+    def _check_sides(self, size: Sequence[int]) -> None:
+        if any(n % s for n, s in zip(size, self.stride, strict=True)):
+            raise ValueError(f"expected sides that are multiples of the stride {self.stride}, got {tuple(size)}")
