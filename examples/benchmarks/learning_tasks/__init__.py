@@ -2,8 +2,26 @@
 
 from collections.abc import Callable
 
-from . import images
-from .task import ACCURACY, Metric, Task
+from . import graphs, images, sequences
+from .task import ACCURACY, SQUARES, Metric, Task
 
-TASKS: dict[str, Callable[..., Task]] = {"mlp": images.mlp}
-METRICS: dict[str, Metric] = dict.fromkeys(TASKS, ACCURACY)
+TASKS: dict[str, Callable[..., Task]] = {
+    "mlp": images.mlp,
+    "deep": images.deep,
+    "autoencoder": images.autoencoder,
+    "pixels": sequences.pixels,
+    "vowels": sequences.vowels,
+    "copying": sequences.copying,
+    "adding": sequences.adding,
+    "conv": images.conv,
+    "vit": images.vit,
+    "characters": sequences.characters,
+    "minesweeper": graphs.minesweeper,
+}
+METRICS: dict[str, Metric] = dict.fromkeys(TASKS, ACCURACY) | {
+    "autoencoder": SQUARES,
+    "copying": sequences.RECALL,
+    "adding": SQUARES,
+    "characters": sequences.BITS,
+    "minesweeper": graphs.AREA,
+}

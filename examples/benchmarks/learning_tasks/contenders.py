@@ -53,7 +53,8 @@ class Learner:
     def error(self) -> float:
         """The largest `|W^H W - I|_F` of the weights."""
         own = {weight.name: weight.matrix for weight in unitary_weights(self.model)}
-        return max(float(unitarity_error(w).max()) for w in (own if self.lent is None else self.lent()).values())
+        weights = own if self.lent is None else self.lent()
+        return max((float(unitarity_error(w).max()) for w in weights.values()), default=math.nan)
 
 
 class Contender(NamedTuple):
