@@ -57,7 +57,7 @@ def normalised(edges: Tensor, nodes: int) -> Tensor:
     return torch.sparse_coo_tensor(ends, values, (nodes, nodes)).coalesce()
 
 
-def minesweeper(root: Path, steps: int = 80) -> Task:
+def minesweeper(root: Path, steps: int = 60) -> Task:
     """Minesweeper, one of the heterophilous graphs of Platonov et al. (ICLR 2023, arXiv 2302.11640)."""
     path = root / "minesweeper.npz"
     if not path.exists():

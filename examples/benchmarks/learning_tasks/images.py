@@ -119,7 +119,7 @@ def _conv(root: Path, layer: Callable[[], nn.Module], steps: int) -> Task:
     return Task(batch=drawn(*train, 64), test=accuracy(*test), steps=steps, **models)
 
 
-def conv(root: Path, steps: int = 200) -> Task:
+def conv(root: Path, steps: int = 150) -> Task:
     """CIFAR-10 by local orthogonal convolutions."""
     return _conv(root, partial(OrthogonalConv2d, CHANNELS, CHANNELS, 3), steps)
 

@@ -65,7 +65,7 @@ def spoken(path: Path) -> tuple[list[Tensor], Tensor]:
     return sequences, torch.tensor([int(parts[-1]) - 1 for parts in fields])
 
 
-def vowels(root: Path, steps: int = 300) -> Task:
+def vowels(root: Path, steps: int = 500) -> Task:
     """Japanese vowels: which of nine speakers it was, from 7 to 29 time steps of 12 channels."""
     (x, y), (x_test, y_test) = (spoken(root / f"JapaneseVowels/JapaneseVowels_{s}.ts") for s in ("TRAIN", "TEST"))
     every = pack_sequence(x_test, enforce_sorted=False)
@@ -80,7 +80,7 @@ def vowels(root: Path, steps: int = 300) -> Task:
     return Task(model=partial(Reader, 12, 9), batch=batch, test=test, steps=steps, lr=LR, recurrent=True)
 
 
-def _synthetic(source: tasks.Task, metric: Metric, steps: int) -> Task:
+def _synthetic(source: tasks.Task, metric: Metric, steps: int, lr: float = LR) -> Task:
     """A task of the other examples, whose batches are fresh; here they are drawn from the generator of the step."""
 
     def batch(generator: Generator) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ def _synthetic(source: tasks.Task, metric: Metric, steps: int) -> Task:
 
     model = partial(Reader, source.input_size, source.output_size, every_step=source.every_step)
     options = {"loss": source.loss, "test": test, "metric": metric}
-    return Task(model=model, batch=batch, steps=steps, lr=LR, recurrent=True, **options)
+    return Task(model=model, batch=batch, steps=steps, lr=lr, recurrent=True, **options)
 
 
 def copying(_root: Path, steps: int = 400) -> Task:
@@ -102,9 +102,9 @@ def copying(_root: Path, steps: int = 400) -> Task:
     return _synthetic(tasks.CopyingMemory(delay=50, batch_size=64), RECALL, steps)
 
 
-def adding(_root: Path, steps: int = 400) -> Task:
-    """The sum of two marked numbers of 60."""
-    return _synthetic(tasks.AddingProblem(length=60, batch_size=64), SQUARES, steps)
+def adding(_root: Path, steps: int = 1000) -> Task:
+    """The sum of two marked numbers of 30."""
+    return _synthetic(tasks.AddingProblem(length=30, batch_size=64), SQUARES, steps, lr=1e-2)
 
 
 def text() -> Tensor:
