@@ -7,6 +7,7 @@ code and its start, and ours does not watch over what a peer does.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -129,8 +130,10 @@ def parametrized(task: Task, rate: float) -> Learner:
 
 def geoopt(task: Task, rate: float) -> Learner:
     """geoopt's Riemannian Adam on the Stiefel manifold."""
-    from geoopt import EuclideanStiefel, ManifoldParameter
-    from geoopt.optim import RiemannianAdam
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch.jit, about the package's own code
+        from geoopt import EuclideanStiefel, ManifoldParameter
+        from geoopt.optim import RiemannianAdam
 
     model, start, rest = _split(task)
     points = {name: ManifoldParameter(w, manifold=EuclideanStiefel()) for name, w in start.items()}

@@ -27,9 +27,9 @@ def draw(rows: list[Row], path: Path) -> None:
                 runs = [loss for loss in runs if math.isfinite(loss)]
                 color = "C0" if name.startswith("ours") else "C7"
                 axes.plot(runs, [place] * len(runs), "o", color=color, markerfacecolor="none")
-        axes.set(xscale="log", title=task)
+        axes.set(title=task, ylim=(-0.5, len(names) - 0.5))
         axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.tick_params(axis="x", which="both", labelsize=7)
+        axes.tick_params(axis="x", labelsize=8)
         axes.grid(axis="y", alpha=0.3)
     for axes in list(figure.axes)[len(found) :]:
         axes.set_visible(False)

@@ -54,7 +54,7 @@ def normalised(edges: Tensor, nodes: int) -> Tensor:
     ends = torch.cat([edges, edges.flip(1)]).T
     degrees = torch.bincount(ends[0], minlength=nodes).clamp_min(1)
     values = (degrees[ends[0]] * degrees[ends[1]]).float().rsqrt()
-    return torch.sparse_coo_tensor(ends, values, (nodes, nodes)).coalesce()
+    return torch.sparse_coo_tensor(ends, values, (nodes, nodes), check_invariants=True).coalesce()
 
 
 def minesweeper(root: Path, steps: int = 60) -> Task:
