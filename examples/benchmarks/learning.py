@@ -2,9 +2,10 @@
 
 Contenders differ in how they move the unitary weights, and in nothing else: start, batches, schedule (a cosine to zero)
 and AdamW for all other parameters are the same. The default of this package is taken as it comes; of a peer the best of
-its rates on the first seed is taken. A row is appended to learning.csv after each run, so that the same command goes on
-where it stopped; the tables follow at the end. Data is read from below `--root`: FashionMNIST and CIFAR-10, which
-torchvision downloads; tasks whose data is missing are left out with a message.
+its rates on the first seed is taken: five, and up to two more where the best is at their end. A row is appended to
+learning.csv after each run, so that the same command goes on where it stopped; the tables follow at the end. Data is
+read from below `--root`: FashionMNIST and CIFAR-10, which torchvision downloads; tasks whose data is missing are left
+out with a message.
 
     python examples/benchmarks/learning.py --tasks mlp --contenders frozen parametrizations ours
     python examples/benchmarks/learning.py --quick --tasks deep pixels
@@ -35,6 +36,7 @@ from learning_tasks.task import Missing, Task
 from learning_tasks.verdicts import report
 
 QUICK_STEPS = 6
+FURTHER = 2  # rates beyond those given, where the best one is at their end
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,15 +78,32 @@ def train(name: str, task: Task, contender: str, rate: float, seed: int) -> Row:
 
 
 def compete(name: str, task: Task, contender: str, seeds: list[int], rates: tuple[float, ...], table: Table) -> None:
-    """The runs of a contender: all rates with the first seed, the best one with the others; those there are skipped."""
-    plan = [(rate, seeds[0]) for rate in rates]
-    for index in range(len(rates) + len(seeds) - 1):
-        if index == len(rates):
-            best = best_rate([r for r in table.rows if (r.task, r.contender, r.seed) == (name, contender, seeds[0])])
-            plan += [(best, seed) for seed in seeds[1:]]
-        rate, seed = plan[index]
+    """The runs of a contender: all rates with the first seed, the best one with the others; those there are skipped.
+
+    Where the best rate is the least or the largest, up to two further ones are tried.
+    """
+
+    def run(rate: float, seed: int) -> None:
         if not table.has(name, contender, rate, seed, task.steps):
             table.append(train(name, task, contender, rate, seed))
+
+    def best() -> float:
+        first = [r for r in table.rows if (r.task, r.contender, r.seed) == (name, contender, seeds[0])]
+        return best_rate([r for r in first if any(math.isclose(r.rate, rate, rel_tol=1e-4) for rate in tried)])
+
+    tried = sorted(rates)
+    for rate in rates:
+        run(rate, seeds[0])
+    for _ in range(FURTHER if len(rates) > 1 else 0):
+        if math.isclose(best(), tried[0], rel_tol=1e-4):
+            tried.insert(0, tried[0] ** 2 / tried[1])
+            run(tried[0], seeds[0])
+        elif math.isclose(best(), tried[-1], rel_tol=1e-4):
+            tried.append(tried[-1] ** 2 / tried[-2])
+            run(tried[-1], seeds[0])
+    rate = best()
+    for seed in seeds[1:]:
+        run(rate, seed)
 
 
 def main(argv: list[str] | None = None) -> list[Row]:

@@ -63,19 +63,19 @@ def test_all_contenders_start_alike():
 
 def test_best_rate_of_the_first_seed_runs_with_the_others(tmp_path, monkeypatch):
     table, task = Table(tmp_path / "learning.csv"), TASKS["deep"](Path("data"), steps=10)
-    losses = {0.1: 2.0, 0.3: 1.0, 1.0: math.inf}
+    losses = {0.1: 3.0, 0.2: 2.0, 0.4: 1.0, 0.8: math.inf}
 
     def train(name, _task, contender, rate, seed):
-        return replace(_row(contender, losses[rate] + seed, rate=rate), task=name, seed=seed)
+        return replace(_row(contender, losses[round(rate, 6)] + seed, rate=rate), task=name, seed=seed)
 
     monkeypatch.setattr(learning, "train", train)
     for seeds in ([4], [4, 5, 6]):
-        learning.compete("deep", task, "geoopt", seeds, tuple(losses), table)
-    wanted = [(0.1, 4), (0.3, 4), (1.0, 4), (0.3, 5), (0.3, 6)]
-    assert [(row.rate, row.seed) for row in table.rows] == wanted
-    assert Table(table.path).rows == table.rows
-    one = standings(table.rows)["deep"]["geoopt"]
-    assert (one.rate, one.seeds, one.is_edge, one.loss) == (0.3, 3, False, 6.0)
+        learning.compete("deep", task, "geoopt", seeds, (0.1, 0.2), table)
+    wanted = [(0.1, 4), (0.2, 4), (0.4, 4), (0.8, 4), (0.4, 5), (0.4, 6)]
+    again = Table(table.path).rows
+    assert [(row.rate, row.seed) for row in again] == wanted
+    one = standings(again)["deep"]["geoopt"]
+    assert (one.rate, one.seeds, one.is_edge, one.loss) == (0.4, 3, False, 6.0)
 
 
 def test_the_slow_twin_turns_all_planes_by_one_angle():
