@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -80,7 +79,8 @@ def ours(task: Task, factor: float) -> Learner:
     if factor != 1:
         for module in model.modules():
             if hasattr(module, "own_unitary_weights"):
-                module.update = replace(module.update, lr=factor * module.step_length)
+                module.step_length *= factor
+                module.update = UpdateRule()  # which looks at the length anew
     optimizer = _adamw(model.parameters(), task.lr)
     attach(model, optimizer)
     return Learner(model, [optimizer])
