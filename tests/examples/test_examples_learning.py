@@ -34,8 +34,8 @@ def test_contenders_compete_and_go_on_where_they_stopped(quick, tmp_path, capsys
     assert all(math.isfinite(row.loss) and row.seconds > 0 and row.error < 1e-3 for row in rows)
     assert all(0 <= row.metric <= 100 for row in rows)
     printed = capsys.readouterr().out
-    assert "| task | frozen | parametrizations | muon | ours |" in printed
-    assert "| pixels (test accuracy, %) |" in printed
+    assert "| task | seeds | frozen | parametrizations | muon | ours |" in printed
+    assert "| pixels (test accuracy, %) | 1 |" in printed
     assert (tmp_path / "learning.md").read_text() in printed
     assert (tmp_path / "learning.png").stat().st_size > 0
     path = tmp_path / "learning.csv"
@@ -97,7 +97,7 @@ def test_verdicts():
     rows = [_row("frozen", 2.0), _row("parametrizations", 1.0, rate=0.1), _row("parametrizations", 1.5, rate=0.3)]
     good = [*rows, _row("ours", 1.005, seconds=0.5), _row("ours-third", 1.0), _row("muon", 0.9)]
     assert "| deep | 1.005 | parametrizations | 1.005 | 0.50 | 0.502 | 1.117 | none |" in report(good)
-    assert "| deep | 2 (5) | 1* (2) | 0.9 (1) | 1 (4) | 1 (3) |" in report(good)
+    assert "| deep | 1 | 2 (5) | 1* (2) | 0.9 (1) | 1 (4) | 1 (3) |" in report(good)
     slow = [*rows, _row("ours", 1.005, seconds=1.5)]
     assert report(slow).endswith("| equal seconds |")
     bad = [*rows, _row("ours", 2.5, metric=40.0), _row("ours-third", 1.0)]
@@ -106,6 +106,13 @@ def test_verdicts():
     assert report(near).endswith("| none |")
     as_loss = [replace(row, task="adding") for row in near]
     assert report(as_loss).endswith("| own lengths |")
+
+
+def test_means_are_over_seeds_that_all_have():
+    rows = [replace(_row("frozen", 1.0 + seed), seed=seed) for seed in (0, 1, 2)]
+    rows += [replace(_row("ours", 0.5 + seed), seed=seed) for seed in (0, 2)]
+    found = standings(rows)["deep"]
+    assert [(one.loss, one.seeds) for one in found.values()] == [(2.0, 2), (1.5, 2)]
 
 
 def test_missing_data_is_named_and_left_out(tmp_path, capsys):

@@ -81,13 +81,13 @@ def _shown(row: Row) -> dict[str, object]:
 
 
 class Standing(NamedTuple):
-    """A contender in a task at its best rate, in the mean over seeds.
+    """A contender in a task at its best rate.
 
     Attributes:
         rate: the best one of the first seed.
         is_edge: whether it is the smallest or largest of several.
-        seeds: how many.
-        loss, metric, seconds: means.
+        seeds: how many; those that all contenders of the task have.
+        loss, metric, seconds: means over these.
     """
 
     rate: float
@@ -105,13 +105,24 @@ def best_rate(rows: list[Row]) -> float:
 
 def standings(rows: list[Row]) -> dict[str, dict[str, Standing]]:
     """By task and contender."""
-    found: dict[str, dict[str, Standing]] = {}
-    for task, contender in dict.fromkeys((r.task, r.contender) for r in rows):
-        own = [r for r in rows if (r.task, r.contender) == (task, contender)]
-        first = [r for r in own if r.seed == own[0].seed]
-        best, rates = best_rate(first), sorted(r.rate for r in first)
-        runs = [r for r in own if r.rate == best]
-        means = (statistics.fmean(getattr(r, name) for r in runs) for name in ("loss", "metric", "seconds"))
-        is_edge = len(rates) > 1 and best in (rates[0], rates[-1])
-        found.setdefault(task, {})[contender] = Standing(best, is_edge, len(runs), *means)
+    tasks = {task: [row for row in rows if row.task == task] for task in dict.fromkeys(row.task for row in rows)}
+    return {task: _standings(of_task) for task, of_task in tasks.items()}
+
+
+def _standings(rows: list[Row]) -> dict[str, Standing]:
+    """Of one task."""
+    by_name = {
+        name: [row for row in rows if row.contender == name] for name in dict.fromkeys(r.contender for r in rows)
+    }
+    first = {name: [row for row in own if row.seed == own[0].seed] for name, own in by_name.items()}
+    best = {name: best_rate(own) for name, own in first.items()}
+    runs = {name: {row.seed: row for row in own if row.rate == best[name]} for name, own in by_name.items()}
+    seeds = set.intersection(*map(set, runs.values()))
+    found = {}
+    for name, by_seed in runs.items():
+        shared = [by_seed[seed] for seed in (seeds or by_seed)]
+        means = (statistics.fmean(getattr(row, field) for row in shared) for field in ("loss", "metric", "seconds"))
+        rates = sorted(row.rate for row in first[name])
+        is_edge = len(rates) > 1 and best[name] in (rates[0], rates[-1])
+        found[name] = Standing(best[name], is_edge, len(shared), *means)
     return found

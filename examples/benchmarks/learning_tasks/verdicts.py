@@ -38,11 +38,12 @@ def _table(
     found: dict[str, dict[str, Standing]], cell: Callable[[str, str], str], metrics: bool = False
 ) -> Iterator[str]:
     names = [name for name in CONTENDERS if any(name in of_task for of_task in found.values())]
-    yield f"| task | {' | '.join(names)} |"
-    yield "|---|" + "---|" * len(names)
+    yield f"| task | seeds | {' | '.join(names)} |"
+    yield "|---|---|" + "---|" * len(names)
     for task, of_task in found.items():
         label = f"{task} ({METRICS[task].name})" if metrics else task
-        yield f"| {label} | {' | '.join(cell(task, name) if name in of_task else '' for name in names)} |"
+        seeds = min(one.seeds for one in of_task.values())
+        yield f"| {label} | {seeds} | {' | '.join(cell(task, name) if name in of_task else '' for name in names)} |"
 
 
 def _ranked(found: dict[str, dict[str, Standing]]) -> Callable[[str, str], str]:
