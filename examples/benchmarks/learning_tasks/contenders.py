@@ -1,0 +1,220 @@
+"""Contenders: ways to move the unitary weights of a model, each beside AdamW for everything else.
+
+Peers own their weights and lend them to the model (`torch.func.functional_call`), so that all contenders share its
+code and its start, and ours does not watch over what a peer does.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.parametrizations import orthogonal
+from torch.optim import AdamW, Optimizer
+
+from unitary_layers import ProjUNN, UpdateRule, attach, unitary_weights
+from unitary_layers.linalg import unitarity_error
+
+from .task import Task
+
+Weights = dict[str, Tensor]
+
+
+class Learner:
+    """A model with the optimisers of a contender.
+
+    Args:
+        model: with unitary layers.
+        optimizers: of all parameters.
+        lent: gives the unitary weights that the model is to use, by name; None for its own.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizers: Iterable[Optimizer], lent: Callable[[], Weights] | None = None
+    ) -> None:
+        self.model, self.optimizers, self.lent = model, list(optimizers), lent
+
+    def __call__(self, x: Any) -> Tensor:
+        return self.model(x) if self.lent is None else functional_call(self.model, self.lent(), (x,))
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    @torch.no_grad()
+    def error(self) -> float:
+        """The largest `|W^H W - I|_F` of the weights."""
+        own = {weight.name: weight.matrix for weight in unitary_weights(self.model)}
+        weights = own if self.lent is None else self.lent()
+        return max((float(unitarity_error(w).max()) for w in weights.values()), default=math.nan)
+
+
+class Contender(NamedTuple):
+    """A way to learn.
+
+    Attributes:
+        make: builds the learner of a task at a rate.
+        rates: to choose from.
+        recurrent_rates: the same for recurrent weights.
+        needs: package without which there is none, or None.
+    """
+
+    make: Callable[[Task, float], Learner]
+    rates: tuple[float, ...] = (1.0,)
+    recurrent_rates: tuple[float, ...] = (1.0,)
+    needs: str | None = None
+
+
+def ours(task: Task, factor: float) -> Learner:
+    """The default rule, its step length times a factor."""
+    model = task.model()
+    if factor != 1:
+        for module in model.modules():
+            if hasattr(module, "own_unitary_weights"):
+                module.step_length *= factor
+                module.update = UpdateRule()  # which looks at the length anew
+    optimizer = _adamw(model.parameters(), task.lr)
+    attach(model, optimizer)
+    return Learner(model, [optimizer])
+
+
+def paper(task: Task, rate: float) -> Learner:
+    """The rule of projUNN's paper: a step of rank 1 against the gradient; for recurrences divided as RMSprop does."""
+    model = task.model()
+    if task.recurrent:
+        options = {"direction": "rmsprop", "unitary_lr_scale": rate / task.lr, "base": "adamw"}
+        return Learner(model, [ProjUNN(model.parameters(), lr=task.lr, **options)])
+    for module in model.modules():
+        if hasattr(module, "own_unitary_weights"):
+            module.update = UpdateRule(direction="gradient", rank=1, lr=rate)
+    optimizer = _adamw(model.parameters(), task.lr)
+    attach(model, optimizer)
+    return Learner(model, [optimizer])
+
+
+def frozen(task: Task, _rate: float) -> Learner:
+    """Unitary weights that stay as they start."""
+    model = task.model()
+    for weight in unitary_weights(model):
+        weight.parameter.requires_grad_(False)
+    return Learner(model, [_adamw([p for p in model.parameters() if p.requires_grad], task.lr)])
+
+
+def unconstrained(task: Task, rate: float) -> Learner:
+    """Weights without a constraint, from the same start, or the layers of torch where those are others."""
+    if task.plain is not None:
+        model = task.plain()
+        return Learner(model, [_adamw(model.parameters(), rate)])
+    model, start, rest = _split(task)
+    points = {name: nn.Parameter(w) for name, w in start.items()}
+    return Learner(model, [_adamw(rest, task.lr), _adamw(points.values(), rate)], lambda: points)
+
+
+def parametrized(task: Task, rate: float) -> Learner:
+    """`parametrizations.orthogonal` by the Cayley map."""
+    model, start, rest = _split(task)
+    held = {name: _parametrized(w) for name, w in start.items()}
+    skew = [p for module in held.values() for p in module.parameters()]
+    return Learner(
+        model, [_adamw(rest, task.lr), _adamw(skew, rate)], lambda: {name: m.weight for name, m in held.items()}
+    )
+
+
+def geoopt(task: Task, rate: float) -> Learner:
+    """geoopt's Riemannian Adam on the Stiefel manifold."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch.jit, about the package's own code
+        from geoopt import EuclideanStiefel, ManifoldParameter
+        from geoopt.optim import RiemannianAdam
+
+    model, start, rest = _split(task)
+    points = {name: ManifoldParameter(w, manifold=EuclideanStiefel()) for name, w in start.items()}
+    optimizers = [_adamw(rest, task.lr), RiemannianAdam(points.values(), lr=rate)]
+    return Learner(model, optimizers, lambda: {name: p.as_subclass(Tensor) for name, p in points.items()})
+
+
+def pogo(task: Task, rate: float) -> Learner:
+    """POGO on VectorAdam."""
+    from pogo import POGO
+    from pogo.base import VectorAdam
+
+    model, start, rest = _split(task)
+    points = {name: nn.Parameter(w.reshape(-1, *w.shape[-2:])) for name, w in start.items()}
+    optimizers = [_adamw(rest, task.lr), POGO(list(points.values()), VectorAdam(), lr=rate)]
+    return Learner(model, optimizers, lambda: {name: p.view(start[name].shape) for name, p in points.items()})
+
+
+def muon(task: Task, rate: float) -> Learner:
+    """Manifold Muon of full rank: the spectral direction without sampling, the slow twin of ours."""
+    model, start, rest = _split(task)
+    points = {name: nn.Parameter(w) for name, w in start.items()}
+    return Learner(model, [_adamw(rest, task.lr), Muon(points.values(), rate)], lambda: points)
+
+
+class Muon(Optimizer):
+    """`M <- mu M + G`, `W <- W exp(-lr msign(skew(W^T M)))`, with dense matrices; lr is the angle of all planes."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                m = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                m.mul_(group["momentum"]).add_(p.grad)
+                s = p.mT @ m
+                u, _, vh = torch.linalg.svd(s - s.mT)
+                j = u @ vh
+                p.copy_(p @ torch.linalg.matrix_exp(group["lr"] / 2 * (j.mT - j)))
+
+
+def _adamw(params: Iterable[Tensor], lr: float) -> AdamW:
+    return AdamW(params, lr=lr, weight_decay=0.0)
+
+
+def _split(task: Task) -> tuple[nn.Module, Weights, list[nn.Parameter]]:
+    """A model, copies of its unitary weights by name, and its other parameters."""
+    model = task.model()
+    weights = {weight.name: weight.parameter for weight in unitary_weights(model)}
+    rest = [p for p in model.parameters() if all(p is not w for w in weights.values())]
+    return model, {name: w.detach().clone() for name, w in weights.items()}, rest
+
+
+def _parametrized(start: Tensor) -> nn.Module:
+    module = nn.Module()
+    module.weight = nn.Parameter(start)
+    return orthogonal(module, "weight", orthogonal_map="cayley")  # whose first value is the start
+
+
+CONTENDERS = {
+    "unconstrained": Contender(unconstrained, (3e-4, 1e-3, 3e-3), (3e-4, 1e-3, 3e-3)),
+    "frozen": Contender(frozen),
+    "parametrizations": Contender(parametrized, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
+    "geoopt": Contender(geoopt, (0.03, 0.1, 0.3, 1.0, 3.0), (0.003, 0.01, 0.03, 0.1, 0.3), "geoopt"),
+    "pogo": Contender(pogo, (0.03, 0.1, 0.3, 1.0, 3.0), (0.003, 0.01, 0.03, 0.1, 0.3), "pogo"),
+    "muon": Contender(muon, (0.003, 0.01, 0.03, 0.1, 0.3), (3e-4, 0.001, 0.003, 0.01, 0.03)),
+    "paper": Contender(paper, (0.01, 0.1, 1.0, 10.0, 100.0), (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)),
+    "ours": Contender(ours),
+    "ours-third": Contender(partial(ours), (1 / 3,), (1 / 3,)),
+    "ours-thrice": Contender(partial(ours), (3.0,), (3.0,)),
+}
+PEERS = ("parametrizations", "geoopt", "pogo")
+
+
+def available() -> list[str]:
+    """The contenders whose packages are installed."""
+    return [name for name, c in CONTENDERS.items() if c.needs is None or find_spec(c.needs) is not None]
+
+
+def cosine(step: int, steps: int) -> float:
+    """The factor of all rates at a step: from 1 to 0."""
+    return (1 + math.cos(math.pi * step / steps)) / 2
