@@ -28,6 +28,10 @@ from .rotation import plane_of
 # decays as under a momentum of mu, and what was not waits for its turn. Measured on Fashion-MNIST (two hidden weights
 # n = 256, 600 steps, mean training loss, two seeds): k = 16 0.380, 0.388; without memory 0.418, 0.429; with a start
 # from the step before in the place of a Gaussian one 0.384, 0.391, and at k = 1 0.466, 0.494 against 0.430, 0.462.
+# The part of M that is normal to the group is never sampled and stays. It is a sum of all gradients, and as W turns it
+# becomes tangent again, towards the W that would have served all batches so far, as in dual averaging (Nesterov 2009).
+# Without it learning is slower: loss after 600 and 2,000 steps 0.376 and 0.261 with it, 0.398 and 0.300 where M is
+# projected to the tangent space after each step.
 # What one sets is the Frobenius length of a step, |theta| sqrt(r) for r turning directions: over ranks 1 to 32 the best
 # angle varied by five, the best length by two.
 
