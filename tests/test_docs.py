@@ -100,6 +100,15 @@ def test_notes_that_the_code_refers_to_are_in_it():
     assert set(re.findall(r"Note \[([^\]]+)\]", joined)) == set(notes)
 
 
+def test_the_readme_is_short():
+    assert len(README.read_text().split()) <= 900
+
+
+def test_the_citation_is_of_this_version():
+    versions = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert versions == [unitary_layers.__version__]
+
+
 def test_files_that_the_readme_names_exist():
     text = README.read_text()
     for path in re.findall(r"(?:examples|docs)/[\w/-]+\.(?:py|md|ipynb)", text):
