@@ -1,5 +1,6 @@
 """What the README, the pages of docs/ and the docstrings show runs as it stands, and the reference has every name."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -98,6 +99,36 @@ def test_notes_that_the_code_refers_to_are_in_it():
     assert len(set(notes)) == len(notes) > 10
     joined = re.sub(r"\n\s*(?:# )?", " ", text)  # a reference may go on in the next line
     assert set(re.findall(r"Note \[([^\]]+)\]", joined)) == set(notes)
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().split()) <= 900
+
+
+def test_the_citation_is_of_this_version():
+    versions = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert versions == [unitary_layers.__version__]
+
+
+def messages() -> list[str]:
+    """All texts of the package, with an ellipsis for what is filled in."""
+    found = []
+    for path in Path(unitary_layers.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts))
+    return found
+
+
+def test_messages_that_troubleshooting_explains_are_in_the_code():
+    of_torch = ("size mismatch for weight", 'Missing key(s) in state_dict: "activations.0.bias"')
+    headings = re.findall(r"^### `(.+)`$", (ROOT / "docs/guides/troubleshooting.md").read_text(), re.MULTILINE)
+    texts = messages()
+    assert len(headings) > 30
+    for heading in set(headings) - set(of_torch):
+        parts = heading.replace("OrthogonalConv2d", "…").split("…")
+        pattern = re.compile(".*".join(re.escape(part.strip()) for part in parts), re.DOTALL)
+        assert any(map(pattern.search, texts)), heading
 
 
 def test_files_that_the_readme_names_exist():

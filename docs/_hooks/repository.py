@@ -13,7 +13,12 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+PAGES = {
+    "index.md": "README.md",
+    "examples.md": "examples/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
+}
 CODE = re.compile(r"(^ *(`{3,}).*?^ *\2 *$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r'(\]\(|(?:src|href)="|^\[[^\]]+\]: )([^()\s"]+)', re.MULTILINE)
 FOLDER = re.compile(r"(?<!!)\[([^\[\]]*)\]\(([^()\s]+)\)")
