@@ -210,13 +210,13 @@ def parser() -> argparse.ArgumentParser:
     add("--attacked", type=int, default=1000, help="test images that are attacked")
     add("--attack-steps", type=int, default=20, help="steps of the attack")
     add("--out", type=Path, default=Path("runs/certified"), help="folder of the results")
-    defaults = {"images": "fashion", "epochs": 5, "batch_size": 64, "lr": 1e-2, "unitary_lr_scale": 0.03}
+    defaults = {"images": "fashion", "epochs": 5, "batch_size": 64, "lr": 1e-2}
     options.set_defaults(**defaults)
     return options
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(parser(), argv, QUICK)
+    args = parse(parser(), argv, QUICK, unitary_lr_scale=0.03)
     for name in ("attacked", "attack_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")

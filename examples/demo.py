@@ -1,16 +1,18 @@
 """The whole package in a few minutes on two cores: `make demo`, or `python examples/demo.py`.
 
 Two tasks, each with a `UnitaryRNN`, an `nn.RNN` and an `nn.LSTM` of the same width, on the same batches for the same
-number of steps: copying memory over a delay of 100, and the digits of scikit-learn read one pixel a step. Every run is
+number of steps: copying memory over a delay of 100, and the digits of scikit-learn read one pixel a step. Beside each
+`UnitaryRNN` stands the same one with its unitary weight frozen where it starts, so that what this weight learns can be
+told from what its start gives; on digits there are two starts, Henaff's random rotations and the identity. Every run is
 one that the example scripts can repeat; its command line is printed. `--out` (runs/demo) gets a folder for each run,
-results.csv, curves.png; at the end the checkpoint of each trained `UnitaryRNN` is loaded into a fresh model and
-compared.
+results.csv, curves.png; at the end the checkpoint of one `UnitaryRNN` a task is loaded into a fresh model and compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import re
 import shlex
 import time
 from pathlib import Path
@@ -23,11 +25,9 @@ import torch
 from common.checkpoint import load_checkpoint
 from common.curves import draw_task
 from common.log import Row
-from common.models import KINDS
 from common.training import Trainer, build_model
 from matplotlib.figure import Figure
 
-LABELS = {"unitary": "UnitaryRNN", "rnn": "nn.RNN", "lstm": "nn.LSTM"}
 FORMATS = {  # the columns of the table, and how their values are printed
     "task": "{}",
     "model": "{}",
@@ -47,14 +47,16 @@ class Recipe(NamedTuple):
         script: the example that sets it up.
         options: its command line, common to all models.
         quick: what `--quick` adds to it.
-        rates: the learning rate of each model: of those tried (for nn.RNN and nn.LSTM 3e-4, 1e-3, 3e-3 and 1e-2) the
-            one that gave the smallest loss with the same number of steps.
+        models: by their names the models and what each adds to the command line. The learning rate of nn.RNN and
+            nn.LSTM is the one of 3e-4, 1e-3, 3e-3 and 1e-2 that gave the smallest loss with the same number of steps.
+            That of UnitaryRNN was chosen with `--direction rmsprop`, and the frozen ones share it. The steps of the
+            unitary weight have the length that is the layer's default.
     """
 
     script: ModuleType
     options: str
     quick: str
-    rates: dict[str, str]
+    models: dict[str, str]
 
 
 RECIPES = (
@@ -62,38 +64,50 @@ RECIPES = (
         copying_memory,
         "--delay 100 --width 128 --steps 450 --log-every 25",
         "--delay 10 --width 16 --steps 4",
-        {"unitary": "5e-3", "rnn": "1e-3", "lstm": "3e-3"},
+        {
+            "UnitaryRNN": "--model unitary --lr 5e-3",
+            "UnitaryRNN, frozen": "--model unitary --lr 5e-3 --frozen",
+            "nn.RNN": "--model rnn --lr 1e-3",
+            "nn.LSTM": "--model lstm --lr 3e-3",
+        },
     ),
     Recipe(
         pixel_sequence,
         "--images digits --width 128 --epochs 40",
         "--width 16 --steps 4",
-        {"unitary": "3e-3", "rnn": "3e-4", "lstm": "1e-3"},
+        {
+            "UnitaryRNN": "--model unitary --lr 3e-3",
+            "UnitaryRNN, frozen": "--model unitary --lr 3e-3 --frozen",
+            "UnitaryRNN from identity": "--model unitary --init identity --lr 3e-3",
+            "UnitaryRNN from identity, frozen": "--model unitary --init identity --lr 3e-3 --frozen",
+            "nn.RNN": "--model rnn --lr 3e-4",
+            "nn.LSTM": "--model lstm --lr 1e-3",
+        },
     ),
 )
 
 
-def runs(recipe: Recipe, demo: argparse.Namespace) -> list[Trainer]:
-    """Trains every kind of model by one recipe."""
-    trainers = []
-    for kind in KINDS:
+def runs(recipe: Recipe, demo: argparse.Namespace) -> dict[str, Trainer]:
+    """Trains every model by one recipe; by their names."""
+    trainers = {}
+    for label, options in recipe.models.items():
         name = recipe.script.__name__
-        line = f"--model {kind} --lr {recipe.rates[kind]} {recipe.options} {recipe.quick if demo.quick else ''}".strip()
+        line = f"{options} {recipe.options} {recipe.quick if demo.quick else ''}".strip()
         line += f" --seed {demo.seed} --threads {demo.threads}"
-        print(f"\npython examples/{name}.py {line}", flush=True)
-        out = demo.out / name / kind
+        print(f"\n{label}: python examples/{name}.py {line}", flush=True)
+        out = demo.out / name / re.sub(r"\W+", "_", label).lower()
         args, task = recipe.script.setup([*shlex.split(line), "--out", str(out), "--overwrite"])
-        trainers.append(Trainer(args, task))
-        trainers[-1].run()
+        trainers[label] = Trainer(args, task)
+        trainers[label].run()
     return trainers
 
 
-def result(trainer: Trainer) -> Row:
+def result(label: str, trainer: Trainer) -> Row:
     """What one trained model is worth, on held-out sequences."""
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     return {
         "task": trainer.task.title,
-        "model": LABELS[trainer.args.model],
+        "model": label,
         "parameters": parameters,
         "learning_rate": trainer.args.lr,
         **trainer.evaluate(),
@@ -113,11 +127,12 @@ def print_table(rows: list[Row]) -> None:
         print("  ".join(text.ljust(width) if form == "{}" else text.rjust(width) for form, text, width in cells))
 
 
-def draw(path: Path, tasks: list[list[Trainer]]) -> None:
+def draw(path: Path, tasks: list[dict[str, Trainer]]) -> None:
     """PNG with a line of curves for each task."""
     figure = Figure(figsize=(13, 4 * len(tasks)), layout="constrained")
     for axes, trainers in zip(figure.subplots(len(tasks), 2), tasks, strict=True):
-        draw_task(list(axes), {LABELS[t.args.model]: t.log.rows for t in trainers}, **trainers[0].summary)
+        summary = next(iter(trainers.values())).summary
+        draw_task(list(axes), {label: trainer.log.rows for label, trainer in trainers.items()}, **summary)
     figure.savefig(path, dpi=120)
 
 
@@ -148,16 +163,17 @@ def main(argv: list[str] | None = None) -> None:
     demo = options.parse_args(argv)
     start = time.perf_counter()
     tasks = [runs(recipe, demo) for recipe in RECIPES]
-    rows = [result(trainer) for trainers in tasks for trainer in trainers]
+    rows = [result(label, trainer) for trainers in tasks for label, trainer in trainers.items()]
     with (demo.out / "results.csv").open("w", newline="") as file:
         csv.writer(file).writerows([FORMATS, *(row.values() for row in rows)])
     draw(demo.out / "curves.png", tasks)
     print()
     print_table(rows)
     print()
-    for unitary, *_ in tasks:
-        check_checkpoint(unitary)
-    unitary, row = tasks[0][0], rows[0]
+    unitary, *others = (next(iter(trainers.values())) for trainers in tasks)
+    for trainer in (unitary, *others):
+        check_checkpoint(trainer)
+    row = rows[0]
     name, baseline = unitary.task.baseline_name, unitary.task.baseline
     print(f"{row['task']}: {row['model']} is at 1/{baseline / row['test_loss']:.3g} of the {name}, {baseline:.4g}")
     print(f"{time.perf_counter() - start:.0f} s in all; results.csv, curves.png and a folder a run in {demo.out}")

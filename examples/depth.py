@@ -139,13 +139,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--conv-lr", type=number, default=1e-3, help="learning rate of the ordinary networks")
     options.add_argument("--out", type=Path, default=Path("runs/depth"), help="folder of the results")
     options.add_argument("--draw", type=Path, metavar="CSV", help="draw this table anew beside it, and train nothing")
-    defaults = {"images": "digits", "epochs": 10, "batch_size": 64, "lr": 1e-2, "unitary_lr_scale": 0.03}
+    defaults = {"images": "digits", "epochs": 10, "batch_size": 64, "lr": 1e-2}
     options.set_defaults(**defaults)
     return options
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(parser(), argv, QUICK)
+    args = parse(parser(), argv, QUICK, unitary_lr_scale=0.03)
     if args.draw is not None:
         return draw(args.draw, args.images)
     for depth in args.depths:

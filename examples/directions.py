@@ -1,10 +1,11 @@
 """Does a factored gradient learn as well as a dense one? Three tasks, three seeds, the two side by side.
 
-"dense" is elementwise RMSprop: the n x n gradient divided by the root of an n x n second moment. "factored" never has
-that matrix: its rows and columns are divided by the roots of their second moments, which probes estimate (`UpdateRule(
-precondition=True, direction="gradient")`). A step that is faster and learns worse would be no gain. The two take turns
-step by step, so that their seconds can be compared on a machine that is shared. Copying memory at delays 100 and 1,000,
-and scikit-learn's digits pixel by pixel; `--out` (runs/directions) gets directions.csv and directions.png.
+Both follow the paper's recipe (`--direction rmsprop`), not the default rule of the layers. "dense" is elementwise
+RMSprop: the n x n gradient divided by the root of an n x n second moment. "factored" never has that matrix: its rows
+and columns are divided by the roots of their second moments, which probes estimate (`UpdateRule(precondition=True,
+direction="gradient")`). A step that is faster and learns worse would be no gain. The two take turns step by step, so
+that their seconds can be compared on a machine that is shared. Copying memory at delays 100 and 1,000, and
+scikit-learn's digits pixel by pixel; `--out` (runs/directions) gets directions.csv and directions.png.
 
     python examples/directions.py
     python examples/directions.py --tasks copying_1000 --steps 1000 --until-target
@@ -64,7 +65,8 @@ def curves(name: str, seed: int, extra: list[str], until_target: bool = False) -
     with tempfile.TemporaryDirectory() as folder:
         trainers = {}
         for gradient in GRADIENTS:
-            line = [*recipe.options.split(), *extra, "--seed", str(seed), "--gradient", gradient]
+            fixed = f"--direction rmsprop --seed {seed} --gradient {gradient}"
+            line = [*recipe.options.split(), *extra, *fixed.split()]
             args, task = recipe.script.setup([*line, "--out", f"{folder}/{gradient}"])
             if args.model != "unitary":
                 raise ValueError(f"expected --model unitary, whose gradient can be factored, got {args.model!r}")

@@ -1,8 +1,8 @@
 """Digits pixel by pixel on several processes, which share the gradients of the unitary weight by thin products.
 
 Each rank takes its part of every batch. DistributedDataParallel averages the ordinary parameters, `share_gradients` the
-unitary ones: 2 k n numbers a step instead of n^2. Where a process dies, torchrun starts all of them again, and they go
-on from the last row of the log, bit for bit. All processes see the same folder `--out`.
+unitary ones: 4 k n + 1 numbers a step instead of n^2. Where a process dies, torchrun starts all of them again, and they
+go on from the last row of the log, bit for bit. All processes see the same folder `--out`.
 
     torchrun --nproc-per-node 2 --max-restarts 3 examples/train_distributed.py --epochs 5 --resume
 """

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 def setup(argv: list[str] | None = None) -> ImageRun:
     """The run that the options describe."""
-    args = parse(parser(), argv, QUICK)
+    args = parse(parser(), argv, QUICK, unitary_lr_scale=1 / 10)
     if args.out is None:
         args.out = Path("runs") / "train_image" / f"{args.images}_{args.model}"
     train, test, classes = make_loaders(args)

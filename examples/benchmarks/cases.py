@@ -139,8 +139,8 @@ def time_to_loss(delay: int, width: int, loss: float, most: int = 1500, seed: in
     trainers, last = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for gradient in ("dense", "factored"):
-            arguments = [*options.split(), "--gradient", gradient, "--out", f"{folder}/{gradient}"]
-            trainers[gradient] = Trainer(*copying_memory.setup(arguments))
+            arguments = f"{options} --direction rmsprop --gradient {gradient} --out".split()
+            trainers[gradient] = Trainer(*copying_memory.setup([*arguments, f"{folder}/{gradient}"]))
             last[gradient] = deque([math.inf] * 10, maxlen=10)
         with tqdm(total=most, desc=f"copying, delay {delay}", leave=False) as bar:
             for _ in range(most):

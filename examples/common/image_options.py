@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from common.image_data import SETS
-from common.options import number, number_or_none
+from common.options import add_direction, number, number_or_none, settle_direction
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
@@ -21,7 +21,8 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     add("--img-size", type=int, default=None, help="side of the images; that of the set if not given")
     add("--opt", default="projunn", help="name of a timm optimiser")
     add("--lr", type=number, default=1e-3, help="base learning rate")
-    add("--unitary-lr-scale", type=number, default=1 / 10, help="with projunn: rate of the unitary weights over lr")
+    add_direction(options)
+    add("--unitary-lr-scale", type=number, help="rmsprop: learning rate of the unitary weights over lr")
     add("--weight-decay", type=number, default=0.0, help="of the weights that are not unitary")
     add("--momentum", type=number, default=0.0, help="of optimisers that have one")
     add("--sched", default="cosine", help="name of a timm schedule but plateau; none for a constant rate")
@@ -42,9 +43,15 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     return options
 
 
-def parse(options: argparse.ArgumentParser, argv: list[str] | None, quick: dict[str, Any]) -> argparse.Namespace:
-    """What the options say, with other defaults where they say `--quick`."""
+def parse(
+    options: argparse.ArgumentParser, argv: list[str] | None, quick: dict[str, Any], unitary_lr_scale: float
+) -> argparse.Namespace:
+    """What the options say, with other defaults where they say `--quick`; the scale is that of the paper's recipe."""
     options.add_argument("--quick", action="store_true", help=f"defaults for a short run: {quick}")
     if options.parse_args(argv).quick:
         options.set_defaults(**quick)
-    return options.parse_args(argv)
+    args = options.parse_args(argv)
+    settle_direction(args, unitary_lr_scale)
+    if args.direction == "rmsprop" and args.opt != "projunn":
+        raise ValueError(f"--direction rmsprop needs --opt projunn, got {args.opt}")
+    return args

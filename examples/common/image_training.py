@@ -49,7 +49,7 @@ def number_of_classes(args: argparse.Namespace, train: Any, test: Any) -> int:
 def make_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
     """timm's optimiser of that name; any but projunn has the step of the unitary weights attached to it."""
     options = {"lr": args.lr, "weight_decay": args.weight_decay, "momentum": args.momentum}
-    if args.opt == "projunn":
+    if args.opt == "projunn" and args.direction == "rmsprop":
         options |= {"unitary_lr_scale": args.unitary_lr_scale, "direction": "rmsprop"}
     optimizer = timm.optim.create_optimizer_v2(model, args.opt, **options)
     if args.opt != "projunn" and any(True for _ in unitary_weights(model)):

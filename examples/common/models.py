@@ -43,9 +43,7 @@ def recurrent_layer(
     if kind == "unitary":
         from unitary_layers import UnitaryRNN, UpdateRule  # here, so that the baselines need torch alone
 
-        # A dense gradient gets its preconditioner, elementwise RMSprop, from the optimiser.
-        rule = UpdateRule(precondition=gradient == "factored", **update, direction="gradient")
-        options = {"nonlinearity": nonlinearity, "update": rule, "gradient": gradient, "init": init}
+        options = {"nonlinearity": nonlinearity, "update": UpdateRule(**update), "gradient": gradient, "init": init}
         return UnitaryRNN(input_size, hidden_size, **options)
     if kind == "rnn":
         if nonlinearity not in ("relu", "tanh"):
@@ -65,7 +63,7 @@ class SequenceModel(nn.Module):
         every_step: read out at every time step, or only after the last.
         nonlinearity: "relu", "tanh"; for "unitary" also "modrelu" and "identity"; None for `DEFAULT_NONLINEARITY`.
         init: how the unitary recurrent weight starts: "haar", "identity", "henaff" or "cayley".
-        update: keywords of `UpdateRule` for "unitary": variant, rank, sampler.
+        update: keywords of `UpdateRule` for "unitary": variant, rank, sampler, ...
         gradient: of the unitary recurrent weight, "dense" or "factored".
         forget_bias: forget-gate bias of "lstm".
     """
@@ -103,6 +101,13 @@ class SequenceModel(nn.Module):
         """`(time, batch, input_size)` -> `(time, batch, output_size)` if `every_step`, else `(batch, output_size)`."""
         states, _ = self.layer(inputs)
         return self.readout(states if self.every_step else states[-1])
+
+    def freeze_recurrence_(self) -> None:
+        """Keep the unitary recurrent weight where it is; all else is still trained."""
+        from unitary_layers.training import unitary_weights  # here, so that the baselines need torch alone
+
+        for weight in unitary_weights(self):
+            weight.parameter.requires_grad_(False)
 
     def unitarity_error(self) -> float | None:
         """Largest Frobenius norm of W^H W - I over the recurrent weights; None where nothing is unitary."""

@@ -11,6 +11,8 @@ import torch
 
 from common.models import DEFAULT_NONLINEARITY, KINDS
 
+DIRECTIONS = ("spectral", "rmsprop")
+
 
 def number(text: str) -> float:
     """A number, also as a fraction: 1/32."""
@@ -36,12 +38,15 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
     add("--nonlinearity", help="relu or tanh, for unitary also modrelu, identity; modrelu and tanh if not given")
     add("--init", default="henaff", help="start of the unitary weight: haar, identity, henaff, cayley")
     add("--forget-bias", type=float, default=1.0, help="forget-gate bias of lstm")
-    add("--rank", type=int, default=1, help="rank k of projUNN's update")
+    add_direction(options)
+    add("--unitary-lr", type=number, help="spectral: length of a unitary step in radians; the layer's own if not given")
+    add("--rank", type=int, help="rank k of projUNN's update; if not given 1 with rmsprop, else n / 16, from 8 to 64")
+    add("--frozen", action="store_true", help="leave the unitary weight where it starts")
     add("--variant", choices=("D", "T"), default="T", help="projUNN's update: direct (D) or tangent (T)")
     add("--sampler", default="lsi", help="low-rank sampler: lsi, column, power, svd")
     add("--gradient", choices=("dense", "factored"), default="dense", help="of the unitary weight: matrix or factors")
     add("--lr", type=number, default=3e-3, help="learning rate of RMSprop")
-    add("--unitary-lr-scale", type=number, default=1 / 32, help="learning rate of the unitary weights over lr")
+    add("--unitary-lr-scale", type=number, help="rmsprop: learning rate of the unitary weights over lr; 1/32")
     add("--schedule", choices=("constant", "cosine"), default="constant", help="learning rate over the run")
     add("--clip", type=number_or_none, default=None, help="largest norm of the gradient; none for any")
     add("--batch-size", type=int, default=128, help="sequences a step")
@@ -57,6 +62,31 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
     return options
 
 
+def add_direction(options: argparse.ArgumentParser) -> None:
+    """The option for the rule of the unitary weights."""
+    text = "of unitary weights: spectral, the default rule of the layers, or rmsprop, the paper's recipe"
+    options.add_argument("--direction", choices=DIRECTIONS, default="spectral", help=text)
+
+
+def settle_direction(args: argparse.Namespace, unitary_lr_scale: float) -> None:
+    """Fill in the rate of the paper's recipe, or refuse one that the spectral direction would not look at."""
+    if args.direction == "rmsprop" and args.unitary_lr_scale is None:
+        args.unitary_lr_scale = unitary_lr_scale
+    elif args.direction == "spectral" and args.unitary_lr_scale is not None:
+        raise ValueError(f"--unitary-lr-scale needs --direction rmsprop, got {args.direction}")
+
+
+def settle_update(args: argparse.Namespace) -> None:
+    """Check the options of the unitary weight together, and fill in the defaults that belong to its direction."""
+    settle_direction(args, unitary_lr_scale=1 / 32)
+    if args.unitary_lr is not None and args.direction != "spectral":
+        raise ValueError(f"--unitary-lr needs --direction spectral, got {args.direction}")
+    if args.rank is None:
+        args.rank = "auto" if args.direction == "spectral" else 1
+    if args.frozen and args.model != "unitary":
+        raise ValueError(f"--frozen needs --model unitary, got {args.model}")
+
+
 def prepare(args: argparse.Namespace) -> argparse.Namespace:
     """Check the options and apply those that concern the whole process; call before a task or model is built."""
     for name in ("width", "rank", "batch_size", "steps", "epochs", "log_every", "threads"):
@@ -67,6 +97,7 @@ def prepare(args: argparse.Namespace) -> argparse.Namespace:
         raise ValueError(f"--clip must be positive, got {args.clip}")
     if args.clip is not None and args.gradient == "factored":
         raise ValueError("--clip needs the gradient as a matrix, expected --gradient dense, got factored")
+    settle_update(args)
     if args.nonlinearity is None:
         args.nonlinearity = DEFAULT_NONLINEARITY[args.model]
     if args.threads is not None:

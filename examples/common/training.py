@@ -23,6 +23,15 @@ from common.resumable import ResumableRun
 from common.tasks import Task
 
 
+def update_options(args: argparse.Namespace) -> dict[str, object]:
+    """Keywords of the `UpdateRule` of the unitary weight."""
+    common = {"variant": args.variant, "rank": args.rank, "sampler": args.sampler}
+    if args.direction == "spectral":
+        return common | {"lr": args.unitary_lr}
+    # A dense gradient gets its preconditioner, elementwise RMSprop, from the optimiser.
+    return common | {"direction": "gradient", "precondition": args.gradient == "factored"}
+
+
 def build_model(args: argparse.Namespace, task: Task) -> SequenceModel:
     """The model of `args` for `task`, with weights drawn from `args.seed`."""
     torch.manual_seed(args.seed)
@@ -34,20 +43,25 @@ def build_model(args: argparse.Namespace, task: Task) -> SequenceModel:
         task.every_step,
         nonlinearity=args.nonlinearity,
         init=args.init,
-        update={"variant": args.variant, "rank": args.rank, "sampler": args.sampler},
+        update=update_options(args),
         gradient=args.gradient,
         forget_bias=args.forget_bias,
     )
+    if args.frozen:
+        model.freeze_recurrence_()
     return model.to(args.device)
 
 
 def build_optimizer(args: argparse.Namespace, model: SequenceModel) -> torch.optim.Optimizer:
-    """RMSprop for every model; the unitary weights among them by projUNN on the same preconditioned gradient."""
+    """RMSprop for every model; its unitary weights by the rule of the layer, or, as the paper does, by projUNN on the
+    same preconditioned gradient.
+    """
     if model.kind != "unitary":
         return torch.optim.RMSprop(model.parameters(), lr=args.lr)
     from unitary_layers import ProjUNN  # here, so that the baselines need torch alone
 
-    return ProjUNN(model.parameters(), lr=args.lr, unitary_lr_scale=args.unitary_lr_scale, direction="rmsprop")
+    paper = {"direction": "rmsprop", "unitary_lr_scale": args.unitary_lr_scale}
+    return ProjUNN(model.parameters(), lr=args.lr, **(paper if args.direction == "rmsprop" else {}))
 
 
 class Trainer(ResumableRun):

@@ -1,6 +1,7 @@
 """Options mean something, in every script that takes them, or are refused before anything runs."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -13,8 +14,39 @@ import drift
 import pytest
 import train_image
 from common.image_training import ImageRun
-from common.training import Trainer
+from common.training import Trainer, update_options
 from conftest import TINY
+
+from unitary_layers import UpdateRule
+
+
+def options_of(tmp_path: Path, line: str) -> argparse.Namespace:
+    return copying_memory.setup([*TINY, "--out", str(tmp_path / "run"), *line.split()])[0]
+
+
+def rule_of(tmp_path: Path, line: str) -> UpdateRule:
+    return UpdateRule(**update_options(options_of(tmp_path, line)))
+
+
+def test_the_default_rule_is_that_of_the_layers(tmp_path: Path) -> None:
+    assert rule_of(tmp_path, "") == rule_of(tmp_path, "--gradient factored") == UpdateRule()
+    assert rule_of(tmp_path, "--rank 3 --unitary-lr 1/8 --variant D") == UpdateRule("D", rank=3, lr=0.125)
+
+
+def test_the_recipe_of_the_paper_is_one_option(tmp_path: Path) -> None:
+    assert options_of(tmp_path, "").unitary_lr_scale is None
+    assert options_of(tmp_path, "--direction rmsprop").unitary_lr_scale == 1 / 32
+    paper = UpdateRule(rank=1, direction="gradient")
+    assert rule_of(tmp_path, "--direction rmsprop") == paper
+    assert rule_of(tmp_path, "--direction rmsprop --gradient factored") == replace(paper, precondition=True)
+    images = ["--images", "digits", "--device", "cpu", "--direction", "rmsprop"]
+    run = train_image.setup([*images, *SMALL, "--out", str(tmp_path / "images")])
+    (group,) = run.optimizer.param_groups
+    assert (group["direction"], group["unitary_lr_scale"]) == ("rmsprop", 0.1)
+    with pytest.raises(ValueError, match="--direction rmsprop needs --opt projunn, got adamw"):
+        train_image.setup([*images, "--opt", "adamw"])
+    with pytest.raises(ValueError, match="--unitary-lr-scale needs --direction rmsprop, got spectral"):
+        certified.main([*IMAGES, "--unitary-lr-scale", "0.1", "--out", str(tmp_path / "certified")])
 
 
 @pytest.mark.usefixtures("no_curves")

@@ -82,12 +82,15 @@ BAD_OPTIONS = [
     ("--threads 0", "--threads must be at least 1"),
     ("--batch-size 0", "--batch-size must be at least 1"),
     ("--rank 0", "--rank must be at least 1"),
-    ("--rank 7", "rank"),
     ("--clip 0", "--clip must be positive"),
     ("--clip 1 --gradient factored", "--clip needs the gradient as a matrix"),
     ("--delay 0", "delay must be at least 1"),
     ("--lr -1", "lr|learning rate"),
-    ("--unitary-lr-scale -1", "unitary_lr_scale"),
+    ("--direction rmsprop --unitary-lr-scale -1", "unitary_lr_scale"),
+    ("--unitary-lr-scale 1/8", "--unitary-lr-scale needs --direction rmsprop, got spectral"),
+    ("--unitary-lr -1", "lr"),
+    ("--direction rmsprop --unitary-lr 0.1", "--unitary-lr needs --direction spectral, got rmsprop"),
+    ("--model rnn --frozen", "--frozen needs --model unitary, got rnn"),
     ("--init nowhere", "init"),
     ("--sampler nothing", "sampler"),
     ("--nonlinearity sigmoid", "nonlinearity"),
@@ -151,10 +154,11 @@ def test_demo_runs_twice_and_leaves_its_files(tmp_path: Path, capsys: pytest.Cap
     assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["model"] for row in rows] == ["UnitaryRNN", "nn.RNN", "nn.LSTM"] * 2
+    assert [row["model"] for row in rows] == [label for recipe in demo.RECIPES for label in recipe.models]
     assert all(float(row["test_loss"]) > 0 and 0 <= float(row["test_accuracy"]) <= 1 for row in rows)
-    assert [bool(row["unitarity_error"]) for row in rows] == [True, False, False] * 2
-    assert load_checkpoint(tmp_path / "copying_memory" / "unitary" / "checkpoint.pt")["step"] == 4
+    assert all(bool(row["unitarity_error"]) == row["model"].startswith("UnitaryRNN") for row in rows)
+    assert load_checkpoint(tmp_path / "copying_memory" / "unitaryrnn" / "checkpoint.pt")["step"] == 4
+    assert (tmp_path / "pixel_sequence" / "unitaryrnn_from_identity_frozen" / "log.csv").exists()
 
 
 def test_demo_sees_a_checkpoint_of_other_weights(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from common.training import Trainer
 pytestmark = pytest.mark.usefixtures("no_curves")
 TIMES = ("seconds", "steps_per_second")
 MODELS = ("unitary", "rnn", "lstm")
+UNITARY = ("--gradient factored", "--direction rmsprop", "--direction rmsprop --gradient factored", "--frozen")
 
 
 def stop_at(trainer: Trainer, step: int) -> None:
@@ -52,7 +53,7 @@ def assert_same_run(first: Trainer, second: Trainer) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
-@pytest.mark.parametrize("model", [*MODELS, "unitary --gradient factored"])
+@pytest.mark.parametrize("model", [*MODELS, *(f"unitary {options}" for options in UNITARY)])
 def test_resuming_continues_bit_for_bit(
     trainer_of: Callable[..., Trainer], tmp_path: Path, model: str, schedule: str
 ) -> None:
@@ -109,6 +110,10 @@ def test_other_options_are_refused_on_resuming(trainer_of: Callable[..., Trainer
     stop_at(trainer_of(), 3)
     with pytest.raises(RuntimeError, match=r"lr: expected 0.003, got 0.01; width: expected 6, got 7"):
         trainer_of("--resume", "--lr", "1e-2", "--width", "7")
+    with pytest.raises(
+        RuntimeError, match=r"direction: expected 'spectral', got 'rmsprop'; rank: expected 'auto', got 1"
+    ):
+        trainer_of("--resume", "--direction", "rmsprop")
 
 
 def test_rows_after_the_checkpoint_are_repeated_not_doubled(trainer_of: Callable[..., Trainer]) -> None:
@@ -168,6 +173,17 @@ def test_unitary_weights_stay_unitary_and_move(trainer_of: Callable[..., Trainer
     assert rows[-1]["unitarity_error"] < 10 * 6 * torch.finfo(torch.float32).eps
     assert not torch.equal(before, trainer.model.layer.recurrent_matrix())
     assert trainer_of("--model", "lstm", "--overwrite").run()[-1]["unitarity_error"] is None
+
+
+@pytest.mark.parametrize("gradient", ["dense", "factored"])
+def test_a_frozen_weight_stays_where_it_starts(trainer_of: Callable[..., Trainer], gradient: str) -> None:
+    trainer = trainer_of("--frozen", "--gradient", gradient)
+    recurrent, readout = (
+        w.detach().clone() for w in (trainer.model.layer.recurrent_matrix(), trainer.model.readout.weight)
+    )
+    trainer.run()
+    assert torch.equal(recurrent, trainer.model.layer.recurrent_matrix())
+    assert not torch.equal(readout, trainer.model.readout.weight)
 
 
 def test_gradients_are_clipped(trainer_of: Callable[..., Trainer]) -> None:
