@@ -147,9 +147,9 @@ def msign(skew: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
     return (j - j.mH) / 2, vh.mH @ vh_kept, kept.sum(-1)
 
 
-def automatic_rank(n: int) -> int:
-    """The rank of ``UpdateRule(rank="auto")`` for an n x n weight: n / 16, but from 8 to 32, and at most n."""
+def automatic_rank(n: int, share: int = 16) -> int:
+    """The rank of ``UpdateRule(rank="auto")`` for an n x n weight: n / share, but from 8 to 32, and at most n."""
     # Measured at n = 2048, 512 rows, one thread, time of a training step over that of nn.Linear with AdamW: k = 16
     # 1.26, 32 1.38, 64 1.84. Loss of the MLP of Note [The spectral direction] (n = 256, 400 steps): k = 1 0.554,
     # 4 0.483, 8 0.456, 16 0.439, 32 0.425; of 16 layers of n = 64 on digits: k = 1 0.698, 4 0.303, 8 0.252, 16 0.223.
-    return min(n, max(8, min(32, math.ceil(n / 16))))
+    return min(n, max(8, min(32, math.ceil(n / share))))

@@ -149,9 +149,12 @@ class UpdateRule:
             return min(self.rank, n)
         return automatic_rank(n) if self.is_spectral else GRADIENT_RANK
 
-    def with_length(self, length: float) -> "UpdateRule":
-        """The rule with this length of a step, where it is spectral and has none of its own."""
-        return self.with_lr(length) if self.lr is None and self.is_spectral else self
+    def suited(self, n: int, length: float, share: int) -> "UpdateRule":
+        """The rule for an n x n weight of a layer: where it leaves them open, with its length and its share of n."""
+        if not self.is_spectral or (self.lr is not None and self.rank != "auto"):
+            return self
+        rank = automatic_rank(n, share) if self.rank == "auto" else self.rank
+        return _suited(self, length if self.lr is None else self.lr, rank)
 
     def with_lr(self, lr: float) -> "UpdateRule":
         """The same rule at another learning rate."""
@@ -235,5 +238,10 @@ def _is_number(value: object) -> bool:
 
 
 @lru_cache(maxsize=1024)  # a schedule asks for the same change of many equal rules
+def _suited(rule: UpdateRule, lr: float, rank: int | str) -> UpdateRule:
+    return replace(rule, lr=lr, rank=rank)
+
+
+@lru_cache(maxsize=1024)
 def _with_lr(rule: UpdateRule, lr: float) -> UpdateRule:
     return replace(rule, lr=lr)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 RATE = 0.04
 MEMORY = 0.95
-SHORTEST, LONGEST = 0.01, 10.0
+SHORTEST, LONGEST = 0.05, 1.0
 STATE = 4  # numbers a matrix: steps, mean slope, root mean square of the slope, log f
 
 

@@ -51,6 +51,7 @@ class UnitaryModule(UnitaryMethods):
     _version: int = STATE_VERSION  # nn.Module writes it into the metadata of state dicts
     extra_inits: ClassVar[tuple[str, ...]] = ()  # of a layer that knows a start of its own
     step_length: ClassVar[float] = SPECTRAL_LENGTH  # of a rule without one; see Note [One length for all layers]
+    rank_share: ClassVar[int] = 16  # what part of n is the rank of a rule without one
     uses: int = 1  # how often a weight acts, one time after another, in a forward pass
     __jit_unused_properties__: ClassVar[list[str]] = ["update", "matrix", "support", "all_weights"]
 
@@ -156,7 +157,7 @@ class UnitaryModule(UnitaryMethods):
             name,
             parameter,
             self._unitary[name],
-            self._update.with_length(self.step_length / self.uses**0.5),
+            self._rule_of(parameter.size(-2 - self._unitary[name])),
             count,
             previous,
             list(self._unitary).index(name),
@@ -167,6 +168,10 @@ class UnitaryModule(UnitaryMethods):
             self.process_group,
             self.grad_scaler,
         )
+
+    def _rule_of(self, n: int) -> UpdateRule:
+        """How an n x n weight moves."""
+        return self._update.suited(n, self.step_length / self.uses**0.5, self.rank_share)
 
     def extra_repr_of_rule(self, default_init: str) -> list[str]:
         """Those of the options shared by all layers that are not the default, for ``extra_repr``."""
@@ -194,7 +199,8 @@ class UnitaryModule(UnitaryMethods):
         """The buffers of the rule: the left factor of the last step, the moments of rows and columns, the memory."""
         parameter = getattr(self, name)
         n_dims = parameter.ndim - is_pairs
-        rule, n = self._update, parameter.size(n_dims - 1)
+        n = parameter.size(n_dims - 1)
+        rule = self._rule_of(n)
         factor = torch.Size((*parameter.shape[: n_dims - 1], rule.rank_of(n), *parameter.shape[n_dims:]))
         shapes = [factor if rule.sampler == "power" else None]
         shapes += [parameter.shape[: n_dims - 1] if rule.precondition else None] * 2

@@ -22,6 +22,7 @@ NONLINEARITIES = ("tanh", "relu", "modrelu", "identity")
 class UnitaryRNNBase(UnitaryModule):
     """What the layer and the cell share: sizes, nonlinearity, and how their parameters are filled."""
 
+    rank_share = 4  # a step costs nothing beside a pass through time, and rank is worth more here
     uses = 64  # until a layer has seen a sequence; a cell does not know how long its loop is
 
     def __init__(
