@@ -250,3 +250,20 @@ def test_distributed_state_dicts_of_torch_know_it(kind):
     set_state_dict(other, resumed, model_state_dict=model_state, optim_state_dict=state)
     run(other, resumed)
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["attach", "ProjUNN"])
+def test_it_follows_the_weight_to_another_precision(kind):
+    net = nn.Sequential(*(UnitaryLinear(N, N, bias=False) for _ in range(2)))
+    optimizer = (torch.optim.AdamW if kind == "attach" else ProjUNN)(net.parameters(), lr=0.01)
+    if kind == "attach":
+        attach(net, optimizer)
+    for dtype in (torch.float32, torch.float64):
+        net.to(dtype)
+        for x in inputs(2, dtype):
+            optimizer.zero_grad()
+            loss_of(net, x).backward()
+            optimizer.step()
+    own = optimizer.state_dict()["state"][0]
+    assert all(own[key].dtype == torch.float64 for key in KEYS)
+    assert float(own[KEYS[1]][0]) == 4, "the steps before the cast count"
