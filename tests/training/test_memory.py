@@ -267,3 +267,28 @@ def test_it_follows_the_weight_to_another_precision(kind):
     own = optimizer.state_dict()["state"][0]
     assert all(own[key].dtype == torch.float64 for key in KEYS)
     assert float(own[KEYS[1]][0]) == 4, "the steps before the cast count"
+
+
+@pytest.mark.parametrize("name", ["AdamW", "ASGD", "NAdam", "RAdam", "Rprop", "SGD"])
+def test_any_optimiser_loads_it_before_it_is_attached(name):
+    net = nn.Sequential(UnitaryLinear(N, N), nn.Linear(N, N))
+    first, second = (getattr(torch.optim, name)(net.parameters(), lr=0.01) for _ in range(2))
+    attach(net, first)
+    loss_of(net, inputs(1, torch.float32)[0]).backward()
+    first.step()
+    saved = first.state_dict()
+    second.load_state_dict(copy.deepcopy(saved))
+    copy.deepcopy(second)
+    attach(net, second)
+    assert torch.equal(second.state_dict()["state"][0][KEYS[0]], saved["state"][0][KEYS[0]])
+
+
+def test_a_state_dict_that_is_refused_leaves_it_alone():
+    net = nn.Sequential(UnitaryLinear(N, N), nn.Linear(N, N))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    attach(net, optimizer)
+    loss_of(net, inputs(1, torch.float32)[0]).backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="group"):
+        optimizer.load_state_dict({"state": {}, "param_groups": []})
+    assert KEYS[0] in optimizer.state_dict()["state"][0]
