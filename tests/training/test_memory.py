@@ -292,3 +292,12 @@ def test_a_state_dict_that_is_refused_leaves_it_alone():
     with pytest.raises(ValueError, match="group"):
         optimizer.load_state_dict({"state": {}, "param_groups": []})
     assert KEYS[0] in optimizer.state_dict()["state"][0]
+
+
+def test_a_rate_of_zero_teaches_the_slope_test_nothing():
+    net = layer(momentum=0.9)
+    for scale in (1.0, 0.0, 0.0, 0.0):
+        loss_of(net, inputs(1)[0]).backward()
+        net.projunn_step(lr_scale=scale)
+    assert int(net.weight_count) == 4
+    assert float(net.weight_slope[0]) == 1
