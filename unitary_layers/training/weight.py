@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 from ..linalg import LowRank
 from ..projunn.gradient import DenseGradient, GradientOperator
 from ..projunn.moments import Moments, Probes
-from ..projunn.rule import UpdateRule
+from ..projunn.rule import SPECTRAL_LENGTH, UpdateRule
 from .memory import Memory
 
 
@@ -114,6 +114,7 @@ class UnitaryWeight:
         seen: when it was last known to be unitary.
         group: the ranks that it shares its gradients with, or None.
         scaler: what scales the losses; see Note [Unscaled in backward].
+        length: of a spectral step that suits the layer, whatever its rule; see Note [One length for all layers].
     """
 
     name: str
@@ -129,6 +130,7 @@ class UnitaryWeight:
     seen: Seen = field(default_factory=Seen)
     group: ProcessGroup | None = None
     scaler: GradScaler | None = None
+    length: float = SPECTRAL_LENGTH
 
     @property
     def key(self) -> tuple[int, int]:
@@ -176,7 +178,7 @@ class UnitaryWeight:
         # Spelt out: dataclasses.replace takes four times as long.
         parts = (self.parameter, self.is_complex, self.rule, self.count, self.previous)
         state = (self.moments, self.memory, self.collected)
-        return UnitaryWeight(name, *parts, index, *state, self.seen, self.group, self.scaler)
+        return UnitaryWeight(name, *parts, index, *state, self.seen, self.group, self.scaler, self.length)
 
     def drop_gradient(self) -> None:
         """Forgets the gradient, as ``zero_grad`` does."""

@@ -151,14 +151,11 @@ class UnitaryModule(UnitaryMethods):
         parameter = self._parameters.get(name)
         parameter = getattr(self, name) if parameter is None else parameter
         collected, seen = record_of(parameter)
+        length = self.step_length / self.uses**0.5
         is_collected = self.gradient == "factored" or collected.low_rank is not None  # by a layer that it is tied to
+        parts = (name, parameter, self._unitary[name], self._update.with_length(length), count, previous)
         return UnitaryWeight(
-            name,
-            parameter,
-            self._unitary[name],
-            self._update.with_length(self.step_length / self.uses**0.5),
-            count,
-            previous,
+            *parts,
             list(self._unitary).index(name),
             None if rows is None or columns is None else Moments(rows, columns),
             Memory(*kept) if kept else None,
@@ -166,6 +163,7 @@ class UnitaryModule(UnitaryMethods):
             seen,
             self.process_group,
             self.grad_scaler,
+            length,
         )
 
     def extra_repr_of_rule(self, default_init: str) -> list[str]:

@@ -135,6 +135,7 @@ class ProjUNN(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
             _check(group)
+            group.setdefault("reference_lr", float(group.get("initial_lr", group["lr"])))  # of a release without it
         super().__setstate__(state)
         self._build_base()
 
@@ -160,8 +161,7 @@ class ProjUNN(Optimizer):
         rule, direction = _rule(weight, group), group["direction"]
         if group["maximize"]:
             gradient = gradient.scale(-1.0)
-        is_plain = direction is None or direction in ("spectral", "gradient")
-        if isinstance(gradient, LowRank) or weight.is_factored or is_plain:
+        if isinstance(gradient, LowRank) or weight.is_factored or direction in (None, "spectral", "gradient"):
             return step_of(weight, gradient, rule, self.state)
         if direction == "moments":
             return Step(self._with_moments(weight), gradient, rule)
@@ -198,9 +198,11 @@ class ProjUNN(Optimizer):
 def _rule(weight: UnitaryWeight, group: dict[str, Any]) -> UpdateRule:
     """The layer's rule in the group's direction and at its rate; with a direction made here, its own preconditioner."""
     rule, direction = weight.rule, None if weight.is_factored else group["direction"]
+    if weight.previous is not None:  # which has that many columns, while "auto" is another rank in another direction
+        rule = replace(rule, rank=rule.rank_of(weight.matrix.size(-1)))
     if direction == "spectral" or (direction is None and rule.is_spectral):
         if not rule.is_spectral:
-            rule = replace(rule, direction="spectral", precondition=False, lr=None)
+            rule = replace(rule, direction="spectral", precondition=False, lr=weight.length)
         return rule.with_lr(rule.rate * _schedule(group))
     rate = float(group["lr"]) * group["unitary_lr_scale"]
     if direction is None:
