@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from unitary_layers import ProjUNN, UnitaryLinear, UpdateRule, attach, haar_unitary, projunn_step
+from unitary_layers.testing import assert_unitary
 from unitary_layers.training.memory import KEYS
 
 N = 8
@@ -301,3 +302,22 @@ def test_a_rate_of_zero_teaches_the_slope_test_nothing():
         net.projunn_step(lr_scale=scale)
     assert int(net.weight_count) == 4
     assert float(net.weight_slope[0]) == 1
+
+
+def test_a_slope_beyond_its_precision_leaves_weight_and_test_alone():
+    n = 16
+    net = UnitaryLinear(n, n, bias=False, init="identity", update=UpdateRule(rank=n, momentum=0.9))
+    turn = torch.tensor([[0.0, 5e37], [-5e37, 0.0]])
+    for sign in (1, -1):  # what is left of both is not large
+        net.weight.grad = sign * net.weight.detach() @ torch.block_diag(*[turn] * (n // 2))
+        net.projunn_step()
+    assert_unitary(net)
+    assert torch.isfinite(net.weight_slope).all()
+
+
+def test_a_length_beyond_its_precision_is_a_turn_as_any_other():
+    net = layer(momentum=0.9, lr=1.7e308)
+    loss_of(net, inputs(1)[0]).backward()
+    net.weight_slope[3] = 2.0
+    net.projunn_step()
+    assert_unitary(net)

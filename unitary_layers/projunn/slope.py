@@ -27,7 +27,10 @@ STATE = 4  # numbers a matrix: steps, mean slope, root mean square of the slope,
 
 
 def after_slope(state: Tensor, slope: Tensor) -> Tensor:
-    """The state ``(..., 4)`` of the test after a slope ``(...)``; zeros at first. In double precision."""
+    """The state ``(..., 4)`` of the test after a slope ``(...)``; zeros at first. In double precision.
+
+    A slope that has overflowed says nothing and changes nothing.
+    """
     count, mean, root, log_factor = state.unbind(-1)
     count = count + 1
     mean = MEMORY * mean + (1 - MEMORY) * slope
@@ -35,7 +38,7 @@ def after_slope(state: Tensor, slope: Tensor) -> Tensor:
     seen = 1 - MEMORY**count
     trend = (mean / seen) / torch.where(root == 0, 1, root / seen.sqrt())
     log_factor = (log_factor - RATE * trend * trend.abs()).clamp(math.log(SHORTEST), math.log(LONGEST))
-    return torch.stack([count, mean, root, log_factor], dim=-1)
+    return torch.where(trend.isfinite().unsqueeze(-1), torch.stack([count, mean, root, log_factor], dim=-1), state)
 
 
 def factor_of(state: Tensor) -> Tensor:
