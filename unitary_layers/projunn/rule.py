@@ -62,8 +62,7 @@ class UpdateRule:
     direction]. The direction of the paper, "gradient", takes ``W`` to the unitary matrix that projUNN finds for
     ``W - lr G_k``.
 
-    A rule is a value: immutable, hashable, comparable, without state. ``dataclasses.replace(rule, lr=...)`` makes
-    another.
+    A rule is a value: immutable, hashable, comparable. ``dataclasses.replace(rule, lr=...)`` makes another.
 
     Args:
         variant: "D" (nearest unitary matrix to ``W - lr G_k``) or "T" (geodesic step along the tangent part of it). In
