@@ -221,7 +221,7 @@ def test_another_rule_can_be_assigned_in_mid_training(entry):
             layer.update = rule
         step(module, x)
         for weight in unitary_weights(module):
-            assert weight.rule == rule.suited(N, weight.rule.rate, weight.rule.rank)
+            assert weight.declared == rule
             assert (weight.previous is not None) == (rule.sampler == "power")
     assert_unitary(module)
     assert [int(weight.count) for weight in unitary_weights(module)] == [6] * len(matrices(module))

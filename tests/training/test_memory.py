@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from unitary_layers import ProjUNN, UnitaryLinear, UpdateRule, attach, haar_unitary, projunn_step
+from unitary_layers.testing import assert_unitary
 from unitary_layers.training.memory import KEYS
 
 N = 8
@@ -39,7 +40,7 @@ def slow_twin(w: Tensor, xs: list[Tensor], rank: int, length: float, mu: float) 
         slope = float((gradient.conj() * course).sum().real)
         count, mean, square = count + 1, 0.95 * mean + 0.05 * slope, 0.95 * square + 0.05 * slope**2
         trend = mean / math.sqrt(square * (1 - 0.95**count)) if square else 0.0
-        log_factor -= 0.04 * trend * abs(trend)
+        log_factor = min(0.0, log_factor - 0.04 * trend * abs(trend))
         m = m + gradient
         s = (w.mH @ m - m.mH @ w) / 2
         u, sigma, vh = torch.linalg.svd(w @ s)
@@ -250,3 +251,73 @@ def test_distributed_state_dicts_of_torch_know_it(kind):
     set_state_dict(other, resumed, model_state_dict=model_state, optim_state_dict=state)
     run(other, resumed)
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["attach", "ProjUNN"])
+def test_it_follows_the_weight_to_another_precision(kind):
+    net = nn.Sequential(*(UnitaryLinear(N, N, bias=False) for _ in range(2)))
+    optimizer = (torch.optim.AdamW if kind == "attach" else ProjUNN)(net.parameters(), lr=0.01)
+    if kind == "attach":
+        attach(net, optimizer)
+    for dtype in (torch.float32, torch.float64):
+        net.to(dtype)
+        for x in inputs(2, dtype):
+            optimizer.zero_grad()
+            loss_of(net, x).backward()
+            optimizer.step()
+    own = optimizer.state_dict()["state"][0]
+    assert all(own[key].dtype == torch.float64 for key in KEYS)
+    assert float(own[KEYS[1]][0]) == 4, "the steps before the cast count"
+
+
+@pytest.mark.parametrize("name", ["AdamW", "ASGD", "NAdam", "RAdam", "Rprop", "SGD"])
+def test_any_optimiser_loads_it_before_it_is_attached(name):
+    net = nn.Sequential(UnitaryLinear(N, N), nn.Linear(N, N))
+    first, second = (getattr(torch.optim, name)(net.parameters(), lr=0.01) for _ in range(2))
+    attach(net, first)
+    loss_of(net, inputs(1, torch.float32)[0]).backward()
+    first.step()
+    saved = first.state_dict()
+    second.load_state_dict(copy.deepcopy(saved))
+    copy.deepcopy(second)
+    attach(net, second)
+    assert torch.equal(second.state_dict()["state"][0][KEYS[0]], saved["state"][0][KEYS[0]])
+
+
+def test_a_state_dict_that_is_refused_leaves_it_alone():
+    net = nn.Sequential(UnitaryLinear(N, N), nn.Linear(N, N))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    attach(net, optimizer)
+    loss_of(net, inputs(1, torch.float32)[0]).backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="group"):
+        optimizer.load_state_dict({"state": {}, "param_groups": []})
+    assert KEYS[0] in optimizer.state_dict()["state"][0]
+
+
+def test_a_rate_of_zero_teaches_the_slope_test_nothing():
+    net = layer(momentum=0.9)
+    for scale in (1.0, 0.0, 0.0, 0.0):
+        loss_of(net, inputs(1)[0]).backward()
+        net.projunn_step(lr_scale=scale)
+    assert int(net.weight_count) == 4
+    assert float(net.weight_slope[0]) == 1
+
+
+def test_a_slope_beyond_its_precision_leaves_weight_and_test_alone():
+    n = 16
+    net = UnitaryLinear(n, n, bias=False, init="identity", update=UpdateRule(rank=n, momentum=0.9))
+    turn = torch.tensor([[0.0, 5e37], [-5e37, 0.0]])
+    for sign in (1, -1):  # what is left of both is not large
+        net.weight.grad = sign * net.weight.detach() @ torch.block_diag(*[turn] * (n // 2))
+        net.projunn_step()
+    assert_unitary(net)
+    assert torch.isfinite(net.weight_slope).all()
+
+
+def test_a_length_beyond_its_precision_is_a_turn_as_any_other():
+    net = layer(momentum=0.9, lr=1.7e308)
+    loss_of(net, inputs(1)[0]).backward()
+    net.weight_slope[3] = 2.0
+    net.projunn_step()
+    assert_unitary(net)

@@ -109,7 +109,7 @@ def spectral_rotation(weight: Tensor, sample: LowRank, variant: str, length: Ten
     """
     q, s = plane_of(weight, sample)
     j, projector, rank = msign((s - s.mH) / 2, NOISE * s.size(-1) * torch.finfo(weight.dtype).eps)
-    theta = length / rank.clamp_min(1).sqrt()
+    theta = (length / rank.clamp_min(1).sqrt()).clamp_max(torch.finfo(rank.dtype).max)  # an infinite one has no sine
     theta = (theta.atan() if variant == "D" else theta)[..., None, None]
     turned = times_thin(weight, q)
     change = turned @ _exponential_less_unit(j, projector, theta).to(weight.dtype)

@@ -53,6 +53,18 @@ GRADIENT_RANK = 1
 MOMENTUM = 0.9
 
 
+class Fit(NamedTuple):
+    """What suits the weights of a layer where their rule leaves it open.
+
+    Attributes:
+        length: of a spectral step; see Note [One length for all layers].
+        share: the automatic rank is n / share.
+    """
+
+    length: float = SPECTRAL_LENGTH
+    share: int = 16
+
+
 @dataclass(frozen=True)
 class UpdateRule:
     """How a unitary weight moves: in which direction, how far, and by which rank-k update.
@@ -62,13 +74,13 @@ class UpdateRule:
     direction]. The direction of the paper, "gradient", takes ``W`` to the unitary matrix that projUNN finds for
     ``W - lr G_k``.
 
-    A rule is a value: immutable, hashable, comparable, without state. ``dataclasses.replace(rule, lr=...)`` makes
-    another.
+    A rule is a value: immutable, hashable, comparable. ``dataclasses.replace(rule, lr=...)`` makes another.
 
     Args:
         variant: "D" (nearest unitary matrix to ``W - lr G_k``) or "T" (geodesic step along the tangent part of it). In
             the spectral direction "T" turns by theta and "D" by atan(theta).
-        rank: k, the rank of a sample, at most n; "auto" for n / 16, but from 8 to 32 (``direction="gradient"``: 1).
+        rank: k, the rank of a sample, at most n; "auto" for n / 16 (recurrent layers:
+            n / 4), but from 8 to 32 (``direction="gradient"``: 1).
         sampler: how the sample is found: "lsi", "column", "power" or "svd".
         lr: in the spectral direction the Frobenius length of a step in radians: theta times the root of the number of
             directions that turn, in general 2 k. In the direction of the paper the factor of the gradient. None for
@@ -149,12 +161,12 @@ class UpdateRule:
             return min(self.rank, n)
         return automatic_rank(n) if self.is_spectral else GRADIENT_RANK
 
-    def suited(self, n: int, length: float, share: int) -> "UpdateRule":
-        """The rule for an n x n weight of a layer: where it leaves them open, with its length and its share of n."""
+    def suited(self, n: int, fit: Fit) -> "UpdateRule":
+        """The rule for an n x n weight of a layer, with what suits it where the rule leaves it open."""
         if not self.is_spectral or (self.lr is not None and self.rank != "auto"):
             return self
-        rank = automatic_rank(n, share) if self.rank == "auto" else self.rank
-        return _suited(self, length if self.lr is None else self.lr, rank)
+        rank = automatic_rank(n, fit.share) if self.rank == "auto" else self.rank
+        return _suited(self, fit.length if self.lr is None else self.lr, rank)
 
     def with_lr(self, lr: float) -> "UpdateRule":
         """The same rule at another learning rate."""

@@ -1,4 +1,4 @@
-"""The slope test: steps that overshoot become shorter, and steps that fall short longer.
+"""The slope test: steps that overshoot become shorter, until they do no longer.
 
 Source: G. C. Pflug, "Non-asymptotic confidence bounds for stochastic approximation algorithms with constant step size",
 Monatshefte fuer Mathematik 110 (1990): while successive steps agree the rate is too small, when they oppose each other
@@ -12,13 +12,14 @@ from torch import Tensor
 
 # Note [The slope at the end of a step]
 # Steps of a fixed length do not vanish with the gradient: near a minimum they go back and forth. What tells is the next
-# gradient G, along the unit tangent C at the end of the last step: s = Re <G, C> is the slope of the loss there. On
+# gradient G, along the course C with which the last step arrived: s = Re <G, C> is the slope of the loss there. On
 # average it is negative where the step might have gone on, and positive where it went too far. Of s and its square two
 # running averages are kept; t = mean / sqrt(mean of squares) is between -1 and 1 and knows no scale; and the length is
-# multiplied by f, with log f <- log f - RATE t |t|. Measured (loss over that of a cosine schedule for the length; all
-# other rates constant): MLP of DEPTH 2 on Fashion-MNIST 0.395 with a constant length and the test, 0.430 without,
-# 0.390; 16 layers on digits 0.181, 0.304, 0.196; digits pixel by pixel 0.195, 0.322, 0.145. And it makes the length
-# forgiving: on the MLP lengths of 0.03, 0.3 and 2 end at 0.472, 0.444 and 0.455, without it at 0.500, 0.439 and 0.516.
+# multiplied by f, with log f <- log f - RATE t |t|. All rates constant, loss without the test and with it: MLP on
+# Fashion-MNIST 0.458, 0.423; 16 layers on digits 0.889, 0.187; digits pixel by pixel 0.343, 0.179 (frozen 0.272).
+# f stays at 1 or below: a schedule that comes down makes all slopes negative, and is not to be undone; and on a
+# plateau, where they are as well, steps ten times as long end in a jump (copying memory). After the end of a training f
+# is low, and a new task on the same optimiser finds it so: from SHORTEST it is back after some 75 steps.
 
 RATE = 0.04
 MEMORY = 0.95
@@ -27,7 +28,10 @@ STATE = 4  # numbers a matrix: steps, mean slope, root mean square of the slope,
 
 
 def after_slope(state: Tensor, slope: Tensor) -> Tensor:
-    """The state ``(..., 4)`` of the test after a slope ``(...)``; zeros at first. In double precision."""
+    """The state ``(..., 4)`` of the test after a slope ``(...)``; zeros at first. In double precision.
+
+    A slope that has overflowed says nothing and changes nothing.
+    """
     count, mean, root, log_factor = state.unbind(-1)
     count = count + 1
     mean = MEMORY * mean + (1 - MEMORY) * slope
@@ -35,7 +39,7 @@ def after_slope(state: Tensor, slope: Tensor) -> Tensor:
     seen = 1 - MEMORY**count
     trend = (mean / seen) / torch.where(root == 0, 1, root / seen.sqrt())
     log_factor = (log_factor - RATE * trend * trend.abs()).clamp(math.log(SHORTEST), math.log(LONGEST))
-    return torch.stack([count, mean, root, log_factor], dim=-1)
+    return torch.where(trend.isfinite().unsqueeze(-1), torch.stack([count, mean, root, log_factor], dim=-1), state)
 
 
 def factor_of(state: Tensor) -> Tensor:

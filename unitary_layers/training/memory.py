@@ -59,8 +59,11 @@ KEYS = tuple(f"projunn_{name}" for name in Memory._fields)
 
 
 def remembered(own: MutableMapping[str, Any], parameter: Tensor, rank: int, *, is_pairs: bool) -> Memory:
-    """The memory of a parameter in an optimiser's state of it, as it is stored; zeros at first, or for another rank."""
+    """The memory of a parameter in an optimiser's state of it, as it is stored; zeros at first, or for another rank.
+
+    It follows the parameter to another dtype or device.
+    """
     for key, shape in zip(KEYS, Memory.shapes(parameter.shape, rank, is_pairs=is_pairs), strict=True):
-        if key not in own or own[key].shape != shape:
-            own[key] = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+        fits = key in own and own[key].shape == shape
+        own[key] = own[key].to(parameter) if fits else parameter.new_zeros(shape)
     return Memory(*(own[key].detach() for key in KEYS))

@@ -113,7 +113,9 @@ def rotate(batch: Batch, sample: Sample) -> Move:
             return Move(batch, sample, rule.change(weight, sample.low_rank), None)
         assert isinstance(batch.direction, GradientOperator)  # where there is a memory
         assert isinstance(batch.aim, DenseGradient | ReducedGradient)  # the same
-        slope = after_slope(memory.slope.double(), batch.direction.along(memory.tangent).double())
+        slope = memory.slope.double()
+        if rule.rate > 0:  # a step that stays where it is neither overshoots nor falls short
+            slope = after_slope(slope, batch.direction.along(memory.tangent).double())
         change, (left, right) = rule.turn(weight, sample.low_rank, factor_of(slope))
         momentum = batch.aim.inner.dense() if isinstance(batch.aim, ReducedGradient) else batch.aim.matrix
         return Move(batch, sample, change, Memory(momentum, slope, torch.stack([left.mT, right.mT], dim=-3)))

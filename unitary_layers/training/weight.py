@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 from ..linalg import LowRank
 from ..projunn.gradient import DenseGradient, GradientOperator
 from ..projunn.moments import Moments, Probes
-from ..projunn.rule import UpdateRule
+from ..projunn.rule import Fit, UpdateRule
 from .memory import Memory
 
 
@@ -103,7 +103,7 @@ class UnitaryWeight:
         name: name of the parameter, qualified by the module tree it was found in.
         parameter: what is stored, ``(..., n, n)``, or ``(..., n, n, 2)`` for a complex weight.
         is_complex: whether the parameter holds pairs (real part, imaginary part).
-        rule: how it moves.
+        declared: the rule of its layer, which may leave open what suits the layer; see :attr:`rule`.
         count: int64 buffer ``()``, number of its steps so far.
         previous: buffer of the shape of a left factor for the power sampler, stored as the parameter is; or None.
         index: position among the unitary weights of that tree, or in its layer if its gradient is factored; part of the
@@ -114,12 +114,13 @@ class UnitaryWeight:
         seen: when it was last known to be unitary.
         group: the ranks that it shares its gradients with, or None.
         scaler: what scales the losses; see Note [Unscaled in backward].
+        fit: what suits the layer where the rule leaves it open.
     """
 
     name: str
     parameter: nn.Parameter
     is_complex: bool
-    rule: UpdateRule
+    declared: UpdateRule
     count: Tensor
     previous: Tensor | None = None
     index: int = 0
@@ -129,6 +130,12 @@ class UnitaryWeight:
     seen: Seen = field(default_factory=Seen)
     group: ProcessGroup | None = None
     scaler: GradScaler | None = None
+    fit: Fit = field(default_factory=Fit)
+
+    @property
+    def rule(self) -> UpdateRule:
+        """How it moves."""
+        return self.declared.suited(self.parameter.size(-2 - self.is_complex), self.fit)
 
     @property
     def key(self) -> tuple[int, int]:
@@ -174,9 +181,9 @@ class UnitaryWeight:
         if self.collected is not None:  # its layer may sample it in backward, where it does not know its place
             index = self.index
         # Spelt out: dataclasses.replace takes four times as long.
-        parts = (self.parameter, self.is_complex, self.rule, self.count, self.previous)
+        parts = (self.parameter, self.is_complex, self.declared, self.count, self.previous)
         state = (self.moments, self.memory, self.collected)
-        return UnitaryWeight(name, *parts, index, *state, self.seen, self.group, self.scaler)
+        return UnitaryWeight(name, *parts, index, *state, self.seen, self.group, self.scaler, self.fit)
 
     def drop_gradient(self) -> None:
         """Forgets the gradient, as ``zero_grad`` does."""

@@ -433,3 +433,43 @@ def test_a_matrix_off_the_manifold_is_noticed_and_brought_back():
     with pytest.warns(UserWarning, match="was written by something else"):
         train(net, ProjUNN(net.parameters(), lr=0.0), range(1))
     torch.testing.assert_close(net[2].weight.detach(), before)
+
+
+@pytest.mark.parametrize("direction", ["spectral", "gradient", "rmsprop"])
+@pytest.mark.parametrize("of_layer", ["spectral", "gradient"])
+def test_the_power_sampler_goes_on_at_the_rank_of_the_layer_in_any_direction(of_layer, direction):
+    torch.manual_seed(0)
+    layer = UnitaryLinear(32, 32, bias=False, update=UpdateRule(sampler="power", direction=of_layer))
+    optimizer = ProjUNN(layer.parameters(), direction=direction)
+    for _ in range(2):
+        layer(torch.randn(64, 32)).pow(3).mean().backward()
+        optimizer.step()
+    factor = layer.weight_previous
+    assert torch.linalg.matrix_rank(factor) == factor.size(1) == layer.update.rank_of(32)
+
+
+def test_a_spectral_direction_of_the_optimiser_has_the_length_that_suits_the_layer():
+    changes = []
+    for direction in ("spectral", "gradient"):
+        torch.manual_seed(0)
+        rnn = UnitaryRNN(4, 8, update=UpdateRule(rank=8, direction=direction))
+        before = rnn.weight_hh_l0.detach().clone()
+        rnn(torch.randn(25, 2, 4))[0].square().sum().backward()
+        ProjUNN(rnn.parameters(), direction="spectral").step()
+        changes.append((rnn.weight_hh_l0 - before).detach())
+    torch.testing.assert_close(*changes)
+    assert 0.04 < float(changes[0].norm()) < 0.06
+
+
+def test_a_state_without_reference_rates_has_them_from_the_present_ones():
+    net = model()
+    optimizer = ProjUNN(net.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    train(net, optimizer, range(1))
+    scheduler.step()
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["reference_lr"]
+    optimizer.load_state_dict(state)
+    train(net, optimizer, range(1))
+    assert optimizer.param_groups[0]["reference_lr"] == optimizer.param_groups[0]["initial_lr"] == 0.1

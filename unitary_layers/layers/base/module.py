@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from ...init import INITS
 from ...projunn.moments import Moments
-from ...projunn.rule import SPECTRAL_LENGTH, UpdateRule
+from ...projunn.rule import SPECTRAL_LENGTH, Fit, UpdateRule
 from ...projunn.sampling import LINEAR_SAMPLERS
 from ...training.factored.unused import notice_unused_samples
 from ...training.memory import Memory
@@ -153,13 +153,9 @@ class UnitaryModule(UnitaryMethods):
         parameter = getattr(self, name) if parameter is None else parameter
         collected, seen = record_of(parameter)
         is_collected = self.gradient == "factored" or collected.low_rank is not None  # by a layer that it is tied to
+        parts = (name, parameter, self._unitary[name], self._update, count, previous)
         return UnitaryWeight(
-            name,
-            parameter,
-            self._unitary[name],
-            self._rule_of(parameter.size(-2 - self._unitary[name])),
-            count,
-            previous,
+            *parts,
             list(self._unitary).index(name),
             None if rows is None or columns is None else Moments(rows, columns),
             Memory(*kept) if kept else None,
@@ -167,11 +163,8 @@ class UnitaryModule(UnitaryMethods):
             seen,
             self.process_group,
             self.grad_scaler,
+            Fit(self.step_length / self.uses**0.5, self.rank_share),
         )
-
-    def _rule_of(self, n: int) -> UpdateRule:
-        """How an n x n weight moves."""
-        return self._update.suited(n, self.step_length / self.uses**0.5, self.rank_share)
 
     def extra_repr_of_rule(self, default_init: str) -> list[str]:
         """Those of the options shared by all layers that are not the default, for ``extra_repr``."""
@@ -200,7 +193,7 @@ class UnitaryModule(UnitaryMethods):
         parameter = getattr(self, name)
         n_dims = parameter.ndim - is_pairs
         n = parameter.size(n_dims - 1)
-        rule = self._rule_of(n)
+        rule = self._update.suited(n, Fit(share=self.rank_share))
         factor = torch.Size((*parameter.shape[: n_dims - 1], rule.rank_of(n), *parameter.shape[n_dims:]))
         shapes = [factor if rule.sampler == "power" else None]
         shapes += [parameter.shape[: n_dims - 1] if rule.precondition else None] * 2

@@ -94,7 +94,10 @@ class Host:
         @functools.wraps(of_torch)
         def load_state_dict(optimizer: Optimizer, state_dict: dict[str, Any], *args: Any) -> None:
             self.show()
-            of_torch(without_momenta(state_dict, optimizer, self.momenta), *args)
+            rest, momenta = without_momenta(state_dict, optimizer)
+            of_torch(rest, *args)  # first: what it refuses changes nothing
+            self.momenta.clear()
+            self.momenta.update(momenta)
 
         ours: tuple[Callable[..., Any], ...] = (step, zero_grad, state_dict, load_state_dict)
         return dict(zip(METHODS, ours, strict=True))[name]

@@ -135,6 +135,7 @@ class ProjUNN(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
             _check(group)
+            group.setdefault("reference_lr", float(group.get("initial_lr", group["lr"])))  # of a release without it
         super().__setstate__(state)
         self._build_base()
 
@@ -160,8 +161,7 @@ class ProjUNN(Optimizer):
         rule, direction = _rule(weight, group), group["direction"]
         if group["maximize"]:
             gradient = gradient.scale(-1.0)
-        is_plain = direction is None or direction in ("spectral", "gradient")
-        if isinstance(gradient, LowRank) or weight.is_factored or is_plain:
+        if isinstance(gradient, LowRank) or weight.is_factored or direction in (None, "spectral", "gradient"):
             return step_of(weight, gradient, rule, self.state)
         if direction == "moments":
             return Step(self._with_moments(weight), gradient, rule)
@@ -197,18 +197,20 @@ class ProjUNN(Optimizer):
 
 def _rule(weight: UnitaryWeight, group: dict[str, Any]) -> UpdateRule:
     """The layer's rule in the group's direction and at its rate; with a direction made here, its own preconditioner."""
-    rule, direction = weight.rule, None if weight.is_factored else group["direction"]
-    if direction == "spectral" or (direction is None and rule.is_spectral):
-        if not rule.is_spectral:
-            rule = replace(rule, direction="spectral", precondition=False, lr=None)
+    declared, direction, n = weight.declared, None if weight.is_factored else group["direction"], weight.matrix.size(-1)
+    if weight.previous is not None:  # which has that many columns, while "auto" is another rank in another direction
+        declared = replace(declared, rank=weight.rule.rank_of(n))
+    if direction == "spectral" or (direction is None and declared.is_spectral):
+        if not declared.is_spectral:
+            declared = replace(declared, direction="spectral", precondition=False, lr=None)
+        rule = declared.suited(n, weight.fit)
         return rule.with_lr(rule.rate * _schedule(group))
     rate = float(group["lr"]) * group["unitary_lr_scale"]
     if direction is None:
-        return rule.with_lr(rate)
-    rule = replace(rule, direction="gradient", momentum=None, lr=rate)
-    if direction == "gradient":
-        return rule
-    return replace(rule, precondition=direction == "moments", alpha=group["alpha"])
+        return declared.with_lr(rate)
+    rule = replace(declared, direction="gradient", momentum=None, lr=rate)
+    own = {} if direction == "gradient" else {"precondition": direction == "moments", "alpha": group["alpha"]}
+    return replace(rule, **own)
 
 
 def _schedule(group: dict[str, Any]) -> float:

@@ -14,30 +14,31 @@ from ..memory import KEYS
 # ``optimizer.state``: there AdamW and others take whatever is kept of a parameter for their own, and fail on what they
 # do not find, when they are copied, loaded, or step a weight that was detached. So they are put into a state dict as it
 # is made, and taken out of it before the optimiser loads it. One that is loaded before it is attached keeps them until
-# it is; for its sake a "step" is saved along, which all of torch's optimisers look for.
+# it is; for its sake the numbers are saved along that optimisers look for in any state as they load it: all for a
+# "step", NAdam and ASGD for more.
 
-STEP = "step"
+SOUGHT = ("step", "mu_product", "eta", "mu")
 
 
 def with_momenta(state_dict: dict[str, Any], optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> Any:
     """The state dict of an optimiser with the momenta of its unitary weights; see Note [A guest in the state dict]."""
     guests = {
-        key: momenta[parameter] | {STEP: torch.zeros(())}
+        key: momenta[parameter] | {name: torch.zeros(()) for name in SOUGHT}
         for key, parameter in _parameters(state_dict, optimizer)
         if parameter in momenta
     }
     return state_dict | {"state": state_dict["state"] | guests} if guests else state_dict
 
 
-def without_momenta(state_dict: dict[str, Any], optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> Any:
-    """The state dict as the optimiser knows it; what it has of momenta becomes the momenta of the weights."""
+def without_momenta(state_dict: dict[str, Any], optimizer: Optimizer) -> tuple[dict[str, Any], dict[Tensor, Any]]:
+    """The state dict as the optimiser knows it, and what it has of the momenta of the weights."""
     parameters, state = dict(_parameters(state_dict, optimizer)), dict(state_dict["state"])
-    momenta.clear()
+    momenta = {}
     for key in [key for key, own in state.items() if isinstance(own, dict) and KEYS[0] in own]:
         parameter, own = parameters.get(key), state.pop(key)
         if parameter is not None:  # what does not fit its shape is begun anew
             momenta[parameter] = {name: own[name].detach().to(parameter, copy=True) for name in KEYS if name in own}
-    return state_dict | {"state": state}
+    return state_dict | {"state": state}, momenta
 
 
 def adopt(optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> None:
