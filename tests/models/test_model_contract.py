@@ -116,7 +116,7 @@ def test_timms_weight_decay_groups_lose_no_weight(name):
 def test_variant_and_rule_are_keywords(name):
     for update, variant, rank in (("D", "D", "auto"), (UpdateRule(rank=2), "T", 2)):
         model = make(name, update=update, device="meta")
-        assert {(w.rule.variant, w.rule.rank) for w in unitary_weights(model)} == {(variant, rank)}
+        assert {(w.declared.variant, w.declared.rank) for w in unitary_weights(model)} == {(variant, rank)}
     with pytest.raises(ValueError, match="variant"):
         make(name, update="X", device="meta")
 
