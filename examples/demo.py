@@ -48,9 +48,9 @@ class Recipe(NamedTuple):
         options: its command line, common to all models.
         quick: what `--quick` adds to it.
         models: by their names the models and what each adds to the command line. The learning rate of nn.RNN and
-            nn.LSTM is the one of 3e-4, 1e-3, 3e-3 and 1e-2 that gave the smallest loss with the same number of steps.
-            That of UnitaryRNN was chosen with `--direction rmsprop`, and the frozen ones share it. The steps of the
-            unitary weight have the length that is the layer's default.
+            nn.LSTM is the one of 3e-4, 1e-3, 3e-3 and 1e-2 that gave the smallest loss with the same number of steps
+            when it was chosen. That of UnitaryRNN was chosen with `--direction rmsprop`, and the frozen ones share it.
+            The steps of the unitary weight have the length that is the layer's default.
     """
 
     script: ModuleType

@@ -1,9 +1,10 @@
 """Train any timm model on images, ours with unitary steps: digits, MNIST, Fashion-MNIST, CIFAR-10, folders.
 
 Everything around the model is timm's: data, optimisers, schedules, mixup, moving average, metrics. `--opt projunn`
-trains the whole model by RMSprop, its orthogonal weights by projUNN on the same preconditioned gradient with 1/10 of
-the rate, as projUNN's image experiments do (Kiani, Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483). Any
-other optimiser of timm has the unitary step attached to it.
+trains the whole model by RMSprop, its orthogonal weights by the default rule of their layers, or with `--direction
+rmsprop` by projUNN on the same preconditioned gradient with 1/10 of the rate, as projUNN's image experiments do (Kiani,
+Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483). Any other optimiser of timm has the unitary step attached to
+it.
 
     python examples/train_image.py --quick
     python examples/train_image.py --images cifar10 --model orthoresnet_projunn --epochs 100 --scale 0.6

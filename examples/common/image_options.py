@@ -21,7 +21,7 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     add("--img-size", type=int, default=None, help="side of the images; that of the set if not given")
     add("--opt", default="projunn", help="name of a timm optimiser")
     add("--lr", type=number, default=1e-3, help="base learning rate")
-    add_direction(options)
+    add_direction(options, default=None)
     add("--unitary-lr-scale", type=number, help="rmsprop: learning rate of the unitary weights over lr")
     add("--weight-decay", type=number, default=0.0, help="of the weights that are not unitary")
     add("--momentum", type=number, default=0.0, help="of optimisers that have one")
@@ -44,13 +44,28 @@ def training_parser(description: str) -> argparse.ArgumentParser:
 
 
 def parse(
-    options: argparse.ArgumentParser, argv: list[str] | None, quick: dict[str, Any], unitary_lr_scale: float
+    options: argparse.ArgumentParser,
+    argv: list[str] | None,
+    quick: dict[str, Any],
+    *,
+    unitary_lr_scale: float,
+    direction: str = "spectral",
 ) -> argparse.Namespace:
-    """What the options say, with other defaults where they say `--quick`; the scale is that of the paper's recipe."""
+    """What the options say.
+
+    Args:
+        options: the parser.
+        argv: the command line.
+        quick: other defaults where they say `--quick`.
+        unitary_lr_scale: of the paper's recipe, where they name none.
+        direction: of the unitary weights with `--opt projunn`, where they name none.
+    """
     options.add_argument("--quick", action="store_true", help=f"defaults for a short run: {quick}")
     if options.parse_args(argv).quick:
         options.set_defaults(**quick)
     args = options.parse_args(argv)
+    if args.direction is None:
+        args.direction = direction if args.opt == "projunn" else "spectral"
     settle_direction(args, unitary_lr_scale)
     if args.direction == "rmsprop" and args.opt != "projunn":
         raise ValueError(f"--direction rmsprop needs --opt projunn, got {args.opt}")

@@ -102,7 +102,9 @@ class ImageRun(ResumableRun):
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
         if self.average:
-            self.average.module.load_state_dict(state["average"])
+            with torch.no_grad():  # load_state_dict would make the average unitary, which it is not
+                for name, tensor in self.average.module.state_dict().items():
+                    tensor.copy_(state["average"][name])
         self.epoch = state["epoch"]
 
     def train_epoch(self) -> Row:

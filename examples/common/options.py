@@ -62,10 +62,10 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
     return options
 
 
-def add_direction(options: argparse.ArgumentParser) -> None:
+def add_direction(options: argparse.ArgumentParser, default: str | None = "spectral") -> None:
     """The option for the rule of the unitary weights."""
     text = "of unitary weights: spectral, the default rule of the layers, or rmsprop, the paper's recipe"
-    options.add_argument("--direction", choices=DIRECTIONS, default="spectral", help=text)
+    options.add_argument("--direction", choices=DIRECTIONS, default=default, help=text)
 
 
 def settle_direction(args: argparse.Namespace, unitary_lr_scale: float) -> None:

@@ -49,6 +49,18 @@ def test_the_recipe_of_the_paper_is_one_option(tmp_path: Path) -> None:
         certified.main([*IMAGES, "--unitary-lr-scale", "0.1", "--out", str(tmp_path / "certified")])
 
 
+def test_depth_follows_the_paper_and_other_optimisers_the_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(depth, "make_loaders", lambda args: seen.append(args) or pytest.fail("enough"))
+    for line in ("", "--opt adamw", "--direction spectral"):
+        with pytest.raises(pytest.fail.Exception):
+            depth.main([*IMAGES, "--out", str(tmp_path), *line.split()])
+    assert [args.direction for args in seen] == ["rmsprop", "spectral", "spectral"]
+    assert [args.unitary_lr_scale for args in seen] == [0.03, None, None]
+
+
 @pytest.mark.usefixtures("no_curves")
 def test_factored_gradients_are_not_clipped_by_default(tmp_path: Path) -> None:
     options = [*TINY, "--length", "5", "--out", str(tmp_path / "run")]
