@@ -121,7 +121,7 @@ def _conv(root: Path, layer: Callable[[], nn.Module], steps: int) -> Task:
 
 def conv(root: Path, steps: int = 150) -> Task:
     """CIFAR-10 by local orthogonal convolutions."""
-    return _conv(root, partial(OrthogonalConv2d, CHANNELS, CHANNELS, 3), steps)
+    return _conv(root, partial(OrthogonalConv2d, CHANNELS, CHANNELS, 3, init="haar"), steps)
 
 
 class Block(nn.Module):

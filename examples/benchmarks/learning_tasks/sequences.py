@@ -28,7 +28,7 @@ class Reader(nn.Module):
     def __init__(self, inputs: int, outputs: int, width: int = 64, every_step: bool = False) -> None:
         super().__init__()
         self.every_step = every_step
-        self.layer = UnitaryRNN(inputs, width, nonlinearity="modrelu")
+        self.layer = UnitaryRNN(inputs, width, nonlinearity="modrelu", init="henaff")
         self.head = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor | PackedSequence) -> Tensor:
