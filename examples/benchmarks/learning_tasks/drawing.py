@@ -18,15 +18,14 @@ def draw(rows: list[Row], path: Path) -> None:
     lines = max(1, math.ceil(len(found) / columns))
     figure = Figure(figsize=(3.4 * columns, 2.4 * lines + 0.4), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flat
-    names = [name for name in CONTENDERS if any(name in of_task for of_task in found.values())][::-1]
     for axes, (task, of_task) in zip(panels, found.items(), strict=False):
+        names = [name for name in CONTENDERS if name in of_task][::-1]
         for place, name in enumerate(names):
-            if name in of_task:
-                best = of_task[name].rate
-                runs = [r.loss for r in rows if (r.task, r.contender, r.rate) == (task, name, best)]
-                runs = [loss for loss in runs if math.isfinite(loss)]
-                color = "C0" if name.startswith("ours") else "C7"
-                axes.plot(runs, [place] * len(runs), "o", color=color, markerfacecolor="none")
+            best = of_task[name].rate
+            runs = [r.loss for r in rows if (r.task, r.contender, r.rate) == (task, name, best)]
+            runs = [loss for loss in runs if math.isfinite(loss)]
+            color = "C0" if name.startswith("ours") else "C7"
+            axes.plot(runs, [place] * len(runs), "o", color=color, markerfacecolor="none")
         axes.set(title=task, ylim=(-0.5, len(names) - 0.5))
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.tick_params(axis="x", labelsize=8)
