@@ -44,9 +44,9 @@ from .rotation import plane_of
 NOISE = 4
 
 # Note [One angle for ever]
-# Steps of a fixed length multiply by the same cosine and sine again and again, and their rounding does not average out:
-# as p, with a diagonal near 1, it made float64 weights drift by 1 eps each step. p - I is of size theta and has the
-# rounding of that.
+# Steps of a fixed length multiply by the same cosine and sine again and again, and their rounding does not average out.
+# Computed as p = exp(-theta J), which has a diagonal near 1, it made float64 weights drift by 1 eps each step. So p - I
+# is computed: it is of size theta and has the rounding of that.
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Turn(NamedTuple):
 
     Attributes:
         change: what is to be added to it, ``(..., n, n)``.
-        course: the unit tangent at the end of the step, in the direction of it, ``(..., n, n)``.
+        course: the velocity with which the step arrives, ``(..., n, n)``; its singular values are 0 and 1.
     """
 
     change: LowRank

@@ -240,7 +240,7 @@ class UpdateRule:
             sample = limited(sample)
         return rotation(weight, sample.scale(-self.rate), self.variant)
 
-    def remembered(self, sample: LowRank) -> LowRank:
+    def forgotten(self, sample: LowRank) -> LowRank:
         """What a step takes out of the momentum it was sampled from, to be added to it."""
         return sample.scale((MOMENTUM if self.momentum is None else self.momentum) - 1)
 

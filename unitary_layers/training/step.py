@@ -131,7 +131,7 @@ def write(move: Move) -> None:
         torch._foreach_add_(batch.matrices, batch.unstack(move.change.matrix()))
     _write_states(batch, move.sample)
     if move.memory is not None:
-        add_low_rank_(move.memory.momentum, batch.rule.remembered(move.sample.low_rank))
+        add_low_rank_(move.memory.momentum, batch.rule.forgotten(move.sample.low_rank))
         for buffers, values in zip(zip(*batch.memories, strict=True), move.memory, strict=True):
             _copy_(buffers, batch.unstack(values))
     period = batch.rule.retract_period(batch.size)
