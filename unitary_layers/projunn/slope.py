@@ -17,7 +17,8 @@ from torch import Tensor
 # running averages are kept; t = mean / sqrt(mean of squares) is between -1 and 1 and knows no scale; and the length is
 # multiplied by f, with log f <- log f - RATE t |t|. All rates constant, loss without the test and with it: MLP on
 # Fashion-MNIST 0.458, 0.423; 16 layers on digits 0.889, 0.187; digits pixel by pixel 0.343, 0.179 (frozen 0.272).
-# (A prototype, momentum 0.95, before SHORTEST was set.) f stays at 1 or below: a schedule that comes down makes all slopes negative, and is not to be undone; and on a
+# (These are a prototype's, with a momentum of 0.95 and no SHORTEST.)
+# f stays at 1 or below: a schedule that comes down makes all slopes negative, and is not to be undone; and on a
 # plateau, where they are as well, steps ten times as long end in a jump (copying memory). After the end of a training f
 # is low, and a new task on the same optimiser finds it so: from SHORTEST it is back after some 75 steps.
 
