@@ -33,7 +33,7 @@ def eps(dtype: torch.dtype) -> float:
 
 @dataclass
 class Problem:
-    """A unitary weight ``(*batch, n, n)`` and an update ``a b^H`` of Frobenius norm ``scale`` (a batch entry)."""
+    """A unitary weight ``(*batch, m, n)`` and an update ``a b^H`` of Frobenius norm ``scale`` (a batch entry)."""
 
     weight: Tensor
     a: Tensor
@@ -48,24 +48,26 @@ class Problem:
 @st.composite
 def problems(draw: st.DrawFn, max_scale: float = 1e4) -> Problem:
     """Weights and updates of any shape, dtype, scale and degeneracy; ranks up to and beyond n / 2."""
-    n, batch, dtype = draw(sizes), draw(batches), draw(dtypes)
-    k = draw(st.integers(1, n))
+    m, batch, dtype = draw(sizes), draw(batches), draw(dtypes)
+    n = draw(st.one_of(st.just(m), sizes))
+    k = draw(st.integers(1, min(m, n)))
     scale = draw(scales.filter(lambda s: s <= max_scale))
     g = torch.Generator().manual_seed(draw(seeds))
-    w64 = haar_unitary(n, batch=batch, dtype=wide(torch.empty(0, dtype=dtype)).dtype, generator=g)
-    a, b = (torch.randn(*batch, n, k, dtype=w64.dtype, generator=g) for _ in range(2))
+    w64 = haar_unitary(m, n, batch=batch, dtype=wide(torch.empty(0, dtype=dtype)).dtype, generator=g)
+    a, b = (torch.randn(*batch, side, k, dtype=w64.dtype, generator=g) for side in (m, n))
     kind = draw(degeneracies)
     if kind == "zero":
         a = torch.zeros_like(a)
     elif kind == "parallel":
         a = w64 @ b
     elif kind == "repeated":
-        a, b = a[..., :1].expand(*batch, n, k), b[..., :1].expand(*batch, n, k)
+        a, b = a[..., :1].expand(*batch, m, k), b[..., :1].expand(*batch, n, k)
     elif kind == "one-zero-column":
         b = b.clone()
         b[..., 0] = 0
     elif kind == "skew" and n > 1:
-        a, b = torch.cat([w64 @ b, -(w64 @ a)], dim=-1), torch.cat([a, b], dim=-1)
+        v = torch.randn(*batch, n, k, dtype=w64.dtype, generator=g)
+        a, b = torch.cat([w64 @ b, -(w64 @ v)], dim=-1), torch.cat([v, b], dim=-1)
     norm = torch.linalg.matrix_norm(a @ b.mH)[..., None, None]
     a = a * (scale / torch.where(norm == 0, 1, norm))
     return Problem(w64.to(dtype), a.to(dtype), b.to(dtype), scale)

@@ -1,4 +1,7 @@
-"""Fillers for unitary matrices, in place and without a graph, each with the measure that it samples."""
+"""Fillers for unitary matrices, in place and without a graph, each with the measure that it samples.
+
+A rectangular one gets orthonormal rows or columns.
+"""
 
 import math
 from collections.abc import Callable
@@ -16,49 +19,52 @@ def haar_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tensor
     """Fills with draws from the Haar measure of the orthogonal group (complex: the unitary group).
 
     Args:
-        tensor: ``(..., n, n)``; filled in place and returned.
+        tensor: ``(..., m, n)``; filled in place and returned.
         generator: source of the random numbers; torch's default one if None.
 
     Raises:
-        TypeError, ValueError: if the tensor is not dense, floating point and square.
+        TypeError, ValueError: if the tensor is not a dense floating point matrix.
     """
-    n, batch = _square(tensor), tuple(tensor.shape[:-2])
+    check_matrix("tensor", tensor)
     check_generator(generator)
+    *batch, m, n = tensor.shape
     device = tensor.device if generator is None else generator.device
-    return tensor.copy_(haar_unitary(n, batch=batch, generator=generator, dtype=tensor.dtype, device=device))
+    drawn = haar_unitary(m, n, batch=tuple(batch), generator=generator, dtype=tensor.dtype, device=device)
+    return tensor.copy_(drawn)
 
 
 @torch.no_grad()
 def identity_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Fills with identity matrices; nothing is random.
+    """Fills with identity matrices, of a rectangle with its first rows or columns; nothing is random.
 
     Source: Q. V. Le, N. Jaitly, G. E. Hinton, arXiv 1504.00941 (recurrent networks of rectified linear units).
 
     Args:
-        tensor: ``(..., n, n)``; filled in place and returned.
+        tensor: ``(..., m, n)``; filled in place and returned.
         generator: not used.
 
     Raises:
-        TypeError, ValueError: if the tensor is not dense, floating point and square.
+        TypeError, ValueError: if the tensor is not a dense floating point matrix.
     """
-    n = _square(tensor)
-    return tensor.copy_(torch.eye(n, dtype=tensor.dtype, device=tensor.device))
+    check_matrix("tensor", tensor)
+    return tensor.copy_(torch.eye(*tensor.shape[-2:], dtype=tensor.dtype, device=tensor.device))
 
 
 @torch.no_grad()
 def henaff_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Fills with plane rotations by angles uniform in [-pi, pi] (complex: with a diagonal of such phases).
 
-    A real matrix has n // 2 blocks ``[[cos t, -sin t], [sin t, cos t]]`` on its diagonal, and a 1 last if n is odd.
+    A real matrix has n // 2 blocks ``[[cos t, -sin t], [sin t, cos t]]`` on its diagonal, and a 1 last if n, its smaller
+    side, is odd; a rectangle is zero elsewhere.
 
     Source: M. Henaff, A. Szlam, Y. LeCun, "Recurrent orthogonal networks and long-memory tasks", arXiv 1602.06662.
 
     Args:
-        tensor: ``(..., n, n)``; filled in place and returned.
+        tensor: ``(..., m, n)``; filled in place and returned.
         generator: source of the random numbers; torch's default one if None.
 
     Raises:
-        TypeError, ValueError: if the tensor is not dense, floating point and square.
+        TypeError, ValueError: if the tensor is not a dense floating point matrix.
     """
     return _rotations_(tensor, -math.pi, math.pi, generator)
 
@@ -73,11 +79,11 @@ def cayley_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tens
     ICML 2018, arXiv 1707.09520, section 4.3.
 
     Args:
-        tensor: ``(..., n, n)``; filled in place and returned.
+        tensor: ``(..., m, n)``; filled in place and returned.
         generator: source of the random numbers; torch's default one if None.
 
     Raises:
-        TypeError, ValueError: if the tensor is not dense, floating point and square.
+        TypeError, ValueError: if the tensor is not a dense floating point matrix.
     """
     return _rotations_(tensor, 0.0, math.pi / 2, generator)
 
@@ -90,12 +96,12 @@ def timescales_(tensor: Tensor, *, slowest: float = 1e-3, generator: torch.Gener
     has memories of every length from one step to ``1 / slowest``.
 
     Args:
-        tensor: ``(..., n, n)``; filled in place and returned.
+        tensor: ``(..., m, n)``; filled in place and returned.
         slowest: the smallest angle, in radians.
         generator: source of the random numbers; torch's default one if None.
 
     Raises:
-        TypeError, ValueError: if the tensor is not dense, floating point and square, or for an angle that is not
+        TypeError, ValueError: if the tensor is not a dense floating point matrix, or for an angle that is not
             between 0 and pi.
     """
     if not 0 < slowest <= math.pi:
@@ -116,8 +122,9 @@ def _rotations_(
     angle_of: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
     """Fills with rotations by functions of numbers uniform in [low, high], drawn and evaluated in float64."""
-    n, batch = _square(tensor), tensor.shape[:-2]
+    check_matrix("tensor", tensor)
     check_generator(generator)
+    n, batch = min(tensor.shape[-2:]), tensor.shape[:-2]
     device = tensor.device if generator is None else generator.device
     count = n if tensor.is_complex() else n // 2
     angles = torch.rand(*batch, count, dtype=torch.float64, device=device, generator=generator) * (high - low) + low
@@ -133,8 +140,3 @@ def _rotations_(
     tensor[..., first, first + 1] = -sin
     tensor[..., first + 1, first] = sin
     return tensor
-
-
-def _square(tensor: Tensor) -> int:
-    check_matrix("tensor", tensor, square=True)
-    return tensor.size(-1)

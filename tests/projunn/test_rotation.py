@@ -19,13 +19,16 @@ from unitary_layers.testing import assert_unitary
 def nearest_to_sum(problem: Problem) -> tuple[Tensor, Tensor]:
     """The slow twin of D: the polar factor of ``W + a b^H`` by a dense SVD; and the smallest singular value."""
     weight, update = problem.dense()
-    u, s, vh = torch.linalg.svd(weight + update)
+    u, s, vh = torch.linalg.svd(weight + update, full_matrices=False)
     return u @ vh, s[..., -1]
 
 
 def geodesic(problem: Problem) -> Tensor:
-    """The slow twin of T: ``W exp(skew(W^H a b^H))`` by a dense matrix exponential."""
+    """The slow twin of T: ``W exp(skew(W^H a b^H))`` by a dense matrix exponential, of a tall W from the left."""
     weight, update = problem.dense()
+    if weight.size(-2) > weight.size(-1):
+        tangent = update @ weight.mH
+        return torch.linalg.matrix_exp((tangent - tangent.mH) / 2) @ weight
     tangent = weight.mH @ update
     return weight @ torch.linalg.matrix_exp((tangent - tangent.mH) / 2)
 

@@ -18,9 +18,9 @@ from .base.module import UnitaryModule
 class UnitaryLinear(UnitaryModule):
     r"""Applies ``y = x W^T + b`` with a unitary (real dtype: orthogonal) matrix W, as ``nn.Linear`` does with any.
 
-    With ``in_features != out_features`` the stored weight is a square unitary matrix of the larger size, of which the
-    first ``out_features`` rows and ``in_features`` columns are used: more outputs than inputs give orthonormal
-    columns, an isometry; fewer give orthonormal rows, a projection after a rotation, which is 1-Lipschitz.
+    With ``in_features != out_features`` it is a rectangle: more outputs than inputs give orthonormal columns, an
+    isometry; fewer give orthonormal rows, a projection, which is 1-Lipschitz. A state dict of ``nn.Linear`` loads, and
+    gives the matrix of this kind that is nearest to its weight.
 
     Args:
         in_features: size of each input sample.
@@ -37,11 +37,12 @@ class UnitaryLinear(UnitaryModule):
         Input ``(..., in_features)``, output ``(..., out_features)``.
 
     Attributes:
-        weight: the stored parameter ``(n, n)`` (complex: ``(n, n, 2)``), n the larger of the two sizes.
+        weight: the stored parameter ``(out_features, in_features)``, as ``nn.Linear`` has it (complex: pairs
+            ``(out_features, in_features, 2)``).
         bias: ``(out_features,)`` (complex: ``(out_features, 2)``) or None.
 
     Raises:
-        ValueError: for a size below 1, a rank above n, an unknown init, or a dtype that is not a floating point one.
+        ValueError: for a size below 1, an unknown init, or a dtype that is not a floating point one.
         TypeError, ValueError, RuntimeError: in ``forward``, for an input that ``nn.Linear`` refuses, and with
             ``gradient="factored"`` for a sparse one.
 
@@ -70,8 +71,7 @@ class UnitaryLinear(UnitaryModule):
         self.in_features = as_size("in_features", in_features)
         self.out_features = as_size("out_features", out_features)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        n = max(self.in_features, self.out_features)
-        self.register_unitary("weight", (n, n), **dd)
+        self.register_unitary("weight", (self.out_features, self.in_features), **dd)
         self.register_parameter("bias", self.new_parameter((self.out_features,), **dd) if bias else None)
         self.reset_parameters()
 
@@ -84,13 +84,13 @@ class UnitaryLinear(UnitaryModule):
     @property
     def matrix(self) -> Tensor:
         """W ``(out_features, in_features)``, real or complex, as a differentiable view of the stored weight."""
-        return self.value("weight")[: self.out_features, : self.in_features]
+        return self.value("weight")
 
     def forward(self, input: Tensor) -> Tensor:
         watch_own(self)
         factored = factored_weight(self, "weight")
         check_dense("input of UnitaryLinear", input, sparse=factored is None)
-        weight = self.value("weight", like=input)[: self.out_features, : self.in_features]
+        weight = self.value("weight", like=input)
         bias = None if self.bias is None else self.value("bias")
         if factored is None:
             return F.linear(input, weight, bias)

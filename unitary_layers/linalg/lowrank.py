@@ -26,6 +26,11 @@ class LowRank(NamedTuple):
         """The dense matrix ``(..., m, n)``."""
         return self.left @ self.right.mH
 
+    @property
+    def mH(self) -> "LowRank":
+        """The adjoint ``right @ left^H``."""
+        return LowRank(self.right, self.left)
+
     def scale(self, factor: float) -> "LowRank":
         """The matrix times ``factor``, which is applied to the left factor."""
         return LowRank(self.left * factor, self.right)

@@ -24,6 +24,7 @@ def double(x: Tensor) -> Tensor:
 
 def haar_unitary(
     n: int,
+    columns: int | None = None,
     *,
     batch: tuple[int, ...] = (),
     generator: torch.Generator | None = None,
@@ -32,31 +33,38 @@ def haar_unitary(
 ) -> Tensor:
     """Draws unitary (real ``dtype``: orthogonal) matrices from the Haar measure, the uniform one of the group.
 
+    Rectangles have orthonormal rows or columns and are as uniform: parts of square ones.
+
     Args:
-        n: size of a matrix.
+        n: number of rows.
+        columns: as many as rows if None.
         batch: shape of the batch in front of the matrices.
         generator: source of the random numbers; torch's default one if None.
         dtype: real or complex floating point type; torch's default one if None.
         device: where the result lies; the generator's device must be the same.
 
     Returns:
-        Contiguous tensor ``(*batch, n, n)``.
+        Contiguous tensor ``(*batch, n, columns)``.
 
     Raises:
-        TypeError, ValueError: if ``n`` is no integer or negative, or ``dtype`` not a floating point one.
+        TypeError, ValueError: if a size is no integer or negative, or ``dtype`` not a floating point one.
     """
-    if not isinstance(n, int):
-        raise TypeError(f"expected a matrix size n >= 0, an integer, got {n!r}")
-    if n < 0:
-        raise ValueError(f"expected a matrix size n >= 0, got {n}")
+    columns = n if columns is None else columns
+    for size in (n, columns):
+        if not isinstance(size, int):
+            raise TypeError(f"expected a matrix size n >= 0, an integer, got {size!r}")
+        if size < 0:
+            raise ValueError(f"expected a matrix size n >= 0, got {size}")
     dtype = torch.get_default_dtype() if dtype is None else dtype
     check_dtype("matrices", dtype)
     wide = torch.complex128 if dtype.is_complex else torch.float64
-    q, r = torch.linalg.qr(torch.randn(*batch, n, n, dtype=wide, device=device, generator=generator))
+    tall = (*batch, max(n, columns), min(n, columns))
+    q, r = torch.linalg.qr(torch.randn(tall, dtype=wide, device=device, generator=generator))
     # QR is unique, and then Q is Haar distributed, only with a positive diagonal of R (Mezzadri, section 5).
     phase = torch.sgn(r.diagonal(dim1=-2, dim2=-1))
     # contiguous: qr returns column-major matrices, which are several times slower to update in place.
-    return (q * phase.unsqueeze(-2)).to(dtype).contiguous()
+    q = q * phase.unsqueeze(-2)
+    return (q if n >= columns else q.mT).to(dtype).contiguous()
 
 
 def unitarity_error(w: Tensor) -> Tensor:

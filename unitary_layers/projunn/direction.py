@@ -35,6 +35,12 @@ from .rotation import plane_of
 # What one sets is the Frobenius length of a step, |theta| sqrt(r) for r turning directions: over ranks 1 to 32 the best
 # angle varied by five, the best length by two.
 
+# Note [The tangent part of a rectangle]
+# A wide W turns from the right, by S = skew(W^H M). In the frame of the rows of W and of what is outside them
+#     S = [[X, Y], [-Y^H, 0]]    and    W S = (M - W M^H W) / 2 = [X, Y],
+# so that the same M_t is sampled of all shapes. Its own skew(W^H M_t) has only half of Y; with a sample A V^H of M_t,
+# S is skew(W^H A B^H) for B = (2 - W^H W) V, which doubles what is outside. A B^H is what the step uses of the momentum.
+
 # Note [Planes that are noise]
 # The sample's left and right factors span nearly the same plane once it is tangent, so that z = skew(s) has singular
 # values that are zero but for rounding. Their planes must not turn. z is made of products in the precision of the
@@ -53,9 +59,11 @@ NOISE = 4
 class TangentGradient(WrappedGradient):
     """The part of a gradient tangent to the unitary group at W: ``M_t = (M - W M^H W) / 2``.
 
+    Of a rectangular W see Note [The tangent part of a rectangle].
+
     Attributes:
-        inner: M ``(..., n, n)``.
-        weight: W ``(..., n, n)``, unitary.
+        inner: M ``(..., m, n)``.
+        weight: W ``(..., m, n)``, with orthonormal rows or columns.
     """
 
     inner: GradientOperator
@@ -81,39 +89,54 @@ class Turn(NamedTuple):
     """A step of a unitary weight, not yet taken.
 
     Attributes:
-        change: what is to be added to it, ``(..., n, n)``.
-        course: the velocity with which the step arrives, ``(..., n, n)``; its singular values are 0 and 1.
+        change: what is to be added to it, ``(..., m, n)``.
+        course: the velocity with which the step arrives, ``(..., m, n)``; of a square one the singular values are 0
+            and 1.
+        used: the part of the momentum that it follows, ``(..., m, n)``.
     """
 
     change: LowRank
     course: LowRank
+    used: LowRank
+
+    @property
+    def mH(self) -> "Turn":
+        """The step of the adjoint."""
+        return Turn(*(part.mH for part in self))
 
 
 def spectral_rotation(weight: Tensor, sample: LowRank, variant: str, length: Tensor | float) -> Turn:
     """The step of a unitary weight that turns all planes of a sample by one angle, against it.
 
     Args:
-        weight: unitary ``(..., n, n)``.
-        sample: k-major factors ``(..., n, k)`` of the sampled momentum; their scale does not matter.
+        weight: unitary ``(..., m, n)``, with orthonormal rows or columns.
+        sample: k-major factors ``(..., m, k)``, ``(..., n, k)`` of a sample of the :class:`TangentGradient`; their
+            scale does not matter.
         variant: "T" turns by ``theta = length / sqrt(r)``, r the number of directions that turn; "D", the nearest
             unitary matrix to ``W (I - theta J)``, by ``atan(theta)``.
         length: Frobenius length of the step, in radians; a number, or one a matrix ``(...)``.
 
     Returns:
-        Change and course by k-major factors ``(..., n, min(n, 2 k))``.
+        The step by k-major factors of at most 2 k columns.
 
     Raises:
         ValueError: for a sample with a NaN or an infinity.
 
     Source: see Note [The spectral direction].
     """
+    m, n = weight.shape[-2:]
+    if m > n:  # see Note [The larger side turns]
+        return spectral_rotation(weight.mH, sample.mH, variant, length).mH
+    if m < n:  # see Note [The tangent part of a rectangle]
+        inside = thin_times(times_thin(weight, sample.right), weight).mH
+        sample = LowRank(sample.left, k_major(2 * sample.right - inside))
     q, s = plane_of(weight, sample)
     j, projector, rank = msign((s - s.mH) / 2, NOISE * s.size(-1) * torch.finfo(weight.dtype).eps)
     theta = (length / rank.clamp_min(1).sqrt()).clamp_max(torch.finfo(rank.dtype).max)  # an infinite one has no sine
     theta = (theta.atan() if variant == "D" else theta)[..., None, None]
     turned = times_thin(weight, q)
     change = turned @ _exponential_less_unit(j, projector, theta).to(weight.dtype)
-    return Turn(LowRank(change, q), LowRank((turned + change) @ -j.to(weight.dtype), q))
+    return Turn(LowRank(change, q), LowRank((turned + change) @ -j.to(weight.dtype), q), sample)
 
 
 def _exponential_less_unit(j: Tensor, projector: Tensor, theta: Tensor) -> Tensor:
@@ -148,7 +171,7 @@ def msign(skew: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def automatic_rank(n: int, share: int = 16) -> int:
-    """The rank of ``UpdateRule(rank="auto")`` for an n x n weight: n / share, but from 8 to 32, and at most n."""
+    """The rank of ``UpdateRule(rank="auto")``: n / share, n the smaller side, but from 8 to 32, and at most n."""
     # Measured at n = 2048, 512 rows, one thread, time of a training step over that of nn.Linear with AdamW: k = 16
     # 1.26, 32 1.38, 64 1.84. Loss of the MLP of Note [The spectral direction] (n = 256, 400 steps): k = 1 0.554,
     # 4 0.483, 8 0.456, 16 0.439, 32 0.425; of 16 layers of n = 64 on digits: k = 1 0.698, 4 0.303, 8 0.252, 16 0.223.

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..linalg import LowRank
 from ..linalg.thin import thin_times, times_thin
@@ -124,18 +123,16 @@ class FactoredGradient(GradientOperator):
     """The gradient of a linear map by its two factors; see Note [A gradient that is never formed].
 
     Attributes:
-        delta: gradient of the output, ``(..., rows, m')``.
-        input: input of the map, ``(..., rows, n')``.
-        size: n, for a weight ``(..., n, n)`` of which the first m' rows and n' columns are used; G is zero elsewhere.
+        delta: gradient of the output, ``(..., rows, m)``.
+        input: input of the map, ``(..., rows, n)``.
     """
 
     delta: Tensor
     input: Tensor
-    size: int
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((*self.delta.shape[:-2], self.size, self.size))
+        return torch.Size((*self.delta.shape[:-2], self.delta.size(-1), self.input.size(-1)))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,14 +149,11 @@ class FactoredGradient(GradientOperator):
         return self._through(self.delta, self.input, u)
 
     def _through(self, first: Tensor, second: Tensor, thin: Tensor) -> Tensor:
-        """``second^T conj(first) thin``, padded to n rows."""
-        thin = thin[..., : first.size(-1), :].to(first.dtype)
-        product = thin_times(times_thin(first, thin.conj()), second)
-        return pad(product.to(self.dtype), (0, self.size - second.size(-1))).mT
+        """``second^T conj(first) thin``."""
+        return thin_times(times_thin(first, thin.to(first.dtype).conj()), second).to(self.dtype).mT
 
     def dense(self) -> Tensor:
-        product = (self.delta.mT @ self.input.conj()).to(self.dtype)
-        return pad(product, (0, self.size - product.size(-1), 0, self.size - product.size(-2)))
+        return (self.delta.mT @ self.input.conj()).to(self.dtype)
 
     def is_finite(self) -> bool:
         return DenseGradient(self.delta).is_finite() and DenseGradient(self.input).is_finite()

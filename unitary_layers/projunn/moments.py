@@ -149,10 +149,10 @@ class PreconditionedGradient(WrappedGradient):
 
 
 def limited(sample: LowRank) -> LowRank:
-    """A preconditioned sample, one of its factors orthonormal, of Frobenius norm ``2 sqrt(n k)`` at most."""
-    n, k = sample.left.shape[-2:]
+    """A preconditioned sample, one of its factors orthonormal, no longer than :func:`longest`."""
+    (m, k), n = sample.left.shape[-2:], sample.right.size(-2)
     left, right = (torch.linalg.vector_norm(factor, dim=(-2, -1), keepdim=True) for factor in sample)
-    longest = 2 * (n * k) ** 0.5
+    longest = (m * k) ** 0.5 + (n * k) ** 0.5
     return LowRank(sample.left * (longest / (left * right / k**0.5).clamp_min(longest)), sample.right)
 
 

@@ -1,10 +1,11 @@
 """From a unitary matrix and a low-rank update to the next unitary matrix: projUNN-D and projUNN-T.
 
+A rectangular one has orthonormal rows or columns, and goes to the next one of its shape.
+
 Source: B. Kiani, R. Balestriero, Y. LeCun, S. Lloyd, "projUNN: efficient method for training deep networks with unitary
 matrices", NeurIPS 2022, arXiv 2203.05483, section 3 (its abstract names the two variants the other way round).
 """
 
-import math
 from types import MappingProxyType
 
 import torch
@@ -17,6 +18,7 @@ from ..linalg.polar import polar_by_svd
 from ..linalg.thin import thin_times, times_thin
 from ..linalg.transforms import is_transformed
 from ..linalg.unitary import double
+from .isometry import nearest_isometry, refuse_overflow
 
 # Note [A rotation in a plane]
 # Let c = W^H a and let the r = min(n, 2 k) columns of Q be an orthonormal basis of [b, c]. Then a b^H = W Q s Q^H with
@@ -26,6 +28,11 @@ from ..linalg.unitary import double
 #     both    W  <-  W + (W Q) (p - I) Q^H
 # No eigenvalues of a non-symmetric matrix, no complex numbers for a real W, no inverse of what can be singular: zero
 # updates, parallel factors, rank-deficient factors, 2 k >= n and n = 1 take no branch of their own.
+
+# Note [The larger side turns]
+# A wide W (..., m, n), m < n, has orthonormal rows: W W^H = I. Then W c = a still, and everything above holds but one
+# thing: W exp(..) is a geodesic of the action of U(n) on such matrices, while W p of a polar factor p is not the nearest
+# one of them to W + a b^H; see Note [The nearest isometry]. A tall W is the adjoint of a wide one, W^H + b a^H.
 
 # Note [The small problem in double precision]
 # s and p are r x r and cost nothing, so they are computed in float64 whatever W is. Where I + s has entries of 1e4 next
@@ -77,12 +84,6 @@ def exponential(s: Tensor) -> Tensor:
     return p * 1.5 - p @ (p.mH @ p) * 0.5
 
 
-def _refuse_overflow(s: Tensor) -> None:
-    """Raises ``ValueError`` where a small matrix of a batch is not finite."""
-    if not is_transformed() and not math.isfinite(torch.linalg.vector_norm(s).item()):  # see Note [Under a transform]
-        raise ValueError("expected an update whose products with the weight are finite, got NaN, infinity or overflow")
-
-
 def _may_be_long(s: Tensor) -> bool:
     """Whether a small matrix of a batch may have to be shortened."""
     return is_transformed() or torch.linalg.vector_norm(s).item() > LONGEST
@@ -116,17 +117,22 @@ def rotation(weight: Tensor, update: LowRank, variant: str) -> LowRank:
     """The change of a unitary weight as a low-rank matrix: the next weight is ``weight + left @ right^H``.
 
     Args:
-        weight: unitary ``(..., n, n)``; row-major is fastest.
-        update: factors ``(..., n, k)`` of the update a b^H, minus the learning rate times the sampled gradient.
+        weight: unitary ``(..., m, n)``, with orthonormal rows or columns; row-major is fastest.
+        update: factors ``(..., m, k)``, ``(..., n, k)`` of the update a b^H, minus the learning rate times the sampled
+            gradient.
         variant: "D" or "T".
 
     Returns:
-        k-major factors ``(..., n, min(n, 2 k))``.
+        k-major factors ``(..., m, r)``, ``(..., n, r)``; r at most 2 k, and at most the larger side.
 
     Raises:
         ValueError: for an update with a NaN or an infinity, or so large that its products overflow.
     """
-
+    m, n = weight.shape[-2:]
+    if m > n:  # see Note [The larger side turns]
+        return rotation(weight.mH, update.mH, variant).mH
+    if m < n and variant == "D":
+        return nearest_isometry(weight, update)
     q, s = plane_of(weight, update)
     if variant == "T" and _may_be_long(s):
         s = _shortened(s)
@@ -138,8 +144,8 @@ def plane_of(weight: Tensor, update: LowRank) -> tuple[Tensor, Tensor]:
     """The plane of an update and its matrix there; see Note [A rotation in a plane].
 
     Args:
-        weight: unitary ``(..., n, n)``.
-        update: factors ``(..., n, k)``.
+        weight: unitary ``(..., m, n)``, m <= n.
+        update: factors ``(..., m, k)``, ``(..., n, k)``.
 
     Returns:
         Q ``(..., n, r)`` with orthonormal columns, k-major, and s ``(..., r, r)`` in double precision, r = min(n, 2 k).
@@ -154,26 +160,27 @@ def plane_of(weight: Tensor, update: LowRank) -> tuple[Tensor, Tensor]:
     r = double(q.mH @ frame)
     k = update.rank
     s = r[..., k:] @ r[..., :k].mH
-    _refuse_overflow(s)
+    refuse_overflow(s)
     return q, s
 
 
 def projunn_d(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """projUNN-D: the unitary matrix nearest to ``W + a b^H`` (direct projection; arXiv 2203.05483, section 3).
 
-    Where ``W + a b^H`` is singular the nearest one is not unique and one of them is returned.
+    Of a rectangular W it is the nearest matrix with orthonormal rows or columns. Where ``W + a b^H`` is singular the
+    nearest one is not unique and one of them is returned.
 
     Args:
-        weight: unitary ``(..., n, n)``, real or complex.
-        a: ``(..., n, k)``, minus the learning rate times the left factor of the gradient.
+        weight: unitary ``(..., m, n)``, with orthonormal rows or columns; real or complex.
+        a: ``(..., m, k)``, minus the learning rate times the left factor of the gradient.
         b: ``(..., n, k)``, the right factor of the gradient.
 
     Returns:
-        The new weight ``(..., n, n)``; the arguments are left as they are.
+        The new weight ``(..., m, n)``; the arguments are left as they are.
 
     Raises:
-        TypeError, ValueError: for a weight that is not dense, square and of at least single precision, or factors that
-            do not fit it in layout, shape, dtype or device, or whose products are not finite.
+        TypeError, ValueError: for a weight that is not dense and of at least single precision, or factors that do not
+            fit it in layout, shape, dtype or device, or whose products are not finite.
     """
     return _rotated(weight, a, b, "D")
 
@@ -181,30 +188,32 @@ def projunn_d(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def projunn_t(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """projUNN-T: the geodesic step ``W exp(skew(W^H a b^H))`` along the projection of the update to the tangent space.
 
-    The rotation angles, in radians, are the eigenvalues of the skew part; they wrap around at 2 pi.
+    The rotation angles, in radians, are the eigenvalues of the skew part; they wrap around at 2 pi. A tall W turns from
+    the left, ``exp(skew(a b^H W^H)) W``; see Note [The larger side turns].
 
     Args:
-        weight: unitary ``(..., n, n)``, real or complex.
-        a: ``(..., n, k)``, minus the learning rate times the left factor of the gradient.
+        weight: unitary ``(..., m, n)``, with orthonormal rows or columns; real or complex.
+        a: ``(..., m, k)``, minus the learning rate times the left factor of the gradient.
         b: ``(..., n, k)``, the right factor of the gradient.
 
     Returns:
-        The new weight ``(..., n, n)``; the arguments are left as they are.
+        The new weight ``(..., m, n)``; the arguments are left as they are.
 
     Raises:
-        TypeError, ValueError: for a weight that is not dense, square and of at least single precision, or factors that
-            do not fit it in layout, shape, dtype or device, or whose products are not finite.
+        TypeError, ValueError: for a weight that is not dense and of at least single precision, or factors that do not
+            fit it in layout, shape, dtype or device, or whose products are not finite.
     """
     return _rotated(weight, a, b, "T")
 
 
 def _rotated(weight: Tensor, a: Tensor, b: Tensor, variant: str) -> Tensor:
-    check_matrix("weight", weight, PRECISE, square=True)
+    check_matrix("weight", weight, PRECISE)
     for name, factor in (("a", a), ("b", b)):
         check_dense(name, factor)
-    for name, factor in (("a", a), ("b", b)):
-        if factor.shape[:-1] != weight.shape[:-1] or factor.shape != a.shape:
-            expected = f"({', '.join(map(str, weight.shape[:-1]))}, k)"
+    *batch, m, n = weight.shape
+    for name, factor, side in (("a", a, m), ("b", b, n)):
+        if factor.shape != (*batch, side, *a.shape[-1:]):
+            expected = f"({', '.join(map(str, (*batch, side)))}, k)"
             raise ValueError(f"expected {name} of shape {expected}, got {tuple(a.shape)} and {tuple(b.shape)}")
         if factor.dtype != weight.dtype or factor.device != weight.device:
             expected = f"{weight.dtype} on {weight.device}"

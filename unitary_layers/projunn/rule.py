@@ -79,15 +79,15 @@ class UpdateRule:
     Args:
         variant: "D" (nearest unitary matrix to ``W - lr G_k``) or "T" (geodesic step along the tangent part of it). In
             the spectral direction "T" turns by theta and "D" by atan(theta).
-        rank: k, the rank of a sample, at most n; "auto" for n / 16 (recurrent layers:
+        rank: k, the rank of a sample, at most n, the smaller side of a weight; "auto" for n / 16 (recurrent layers:
             n / 4), but from 8 to 32 (``direction="gradient"``: 1).
         sampler: how the sample is found: "lsi", "column", "power" or "svd".
         lr: in the spectral direction the Frobenius length of a step in radians: theta times the root of the number of
             directions that turn, in general 2 k. In the direction of the paper the factor of the gradient. None for
             what suits the layer; see Note [One length for all layers] (``direction="gradient"``: 1e-3).
         seed: first part of the key of the sampler's random numbers.
-        retract_every: steps between two repairs of the rounding drift; 0 for never, None for max(1000, n), which costs
-            less than a tenth of the steps.
+        retract_every: steps between two repairs of the rounding drift; 0 for never, None for max(1000, n), n the
+            larger side, which costs less than a tenth of the steps.
         nonfinite: what to do with a gradient that has a NaN or an infinity: "raise" an error, or "skip" the weight.
         off_manifold: what to do with a weight that something else has written so that it is not unitary: "retract" it
             with a warning, or "raise" an error; see Note [Off the manifold].
@@ -156,13 +156,13 @@ class UpdateRule:
         return (SPECTRAL_LENGTH if self.is_spectral else GRADIENT_RATE) if self.lr is None else float(self.lr)
 
     def rank_of(self, n: int) -> int:
-        """The rank for an n x n weight."""
+        """The rank for a weight whose smaller side is n."""
         if isinstance(self.rank, int):
             return min(self.rank, n)
         return automatic_rank(n) if self.is_spectral else GRADIENT_RANK
 
     def suited(self, n: int, fit: Fit) -> "UpdateRule":
-        """The rule for an n x n weight of a layer, with what suits it where the rule leaves it open."""
+        """The rule for a weight of a layer whose smaller side is n, with what suits it where the rule leaves it open."""
         if not self.is_spectral or (self.lr is not None and self.rank != "auto"):
             return self
         rank = automatic_rank(n, fit.share) if self.rank == "auto" else self.rank
@@ -173,7 +173,7 @@ class UpdateRule:
         return self if lr == self.lr else _with_lr(self, lr)
 
     def retract_period(self, n: int) -> int:
-        """Steps between two retractions of an n x n weight; 0 for never."""
+        """Steps between two retractions of a weight whose larger side is n; 0 for never."""
         # A retraction is two products of n x n matrices, a step moves some 6 n^2 numbers; see Note [The cost of a
         # retraction]. examples/drift.py measures both, and the drift.
         return max(1000, n) if self.retract_every is None else self.retract_every
@@ -200,17 +200,17 @@ class UpdateRule:
         """The matrix of rank k that stands for a gradient: for its tangent part, or for it, preconditioned if so said.
 
         Args:
-            gradient: as an operator ``(..., n, n)``; with the momentum in it, if there is one.
+            gradient: as an operator ``(..., m, n)``; with the momentum in it, if there is one.
             keys: of the weight, or of each along the first dimension, as for :meth:`streams`.
-            weight: unitary ``(..., n, n)``; only the spectral direction looks at it.
-            previous: left factor ``(..., n, k)`` of the step before; only the power sampler looks at it.
+            weight: unitary ``(..., m, n)``; only the spectral direction looks at it.
+            previous: left factor ``(..., m, k)`` of the step before; only the power sampler looks at it.
             moments: running average before this step, for a rule with ``precondition``.
             probes: of the other parts of a gradient that comes in parts.
 
         Raises:
             ValueError: for a rule with ``precondition`` and no moments, or of the spectral direction and no weight.
         """
-        device, rank = gradient.device, self.rank_of(gradient.shape[-1])
+        device, rank = gradient.device, self.rank_of(min(gradient.shape[-2:]))
         sampler, streams = SAMPLERS[self.sampler], self.streams(keys, device)
         if self.is_spectral:
             if weight is None:
@@ -233,16 +233,16 @@ class UpdateRule:
         return spectral_rotation(weight, sample, self.variant, self.rate if factor is None else self.rate * factor)
 
     def change(self, weight: Tensor, sample: LowRank) -> LowRank:
-        """The change ``(..., n, n)`` of a unitary weight for a sampled gradient, not yet written."""
+        """The change ``(..., m, n)`` of a unitary weight for a sampled gradient, not yet written."""
         if self.is_spectral:
             return self.turn(weight, sample).change
         if self.precondition:
             sample = limited(sample)
         return rotation(weight, sample.scale(-self.rate), self.variant)
 
-    def forgotten(self, sample: LowRank) -> LowRank:
-        """What a step takes out of the momentum it was sampled from, to be added to it."""
-        return sample.scale((MOMENTUM if self.momentum is None else self.momentum) - 1)
+    def forgotten(self, used: LowRank) -> LowRank:
+        """What a step takes out of the momentum of which it used this part, to be added to it."""
+        return used.scale((MOMENTUM if self.momentum is None else self.momentum) - 1)
 
 
 def _is_number(value: object) -> bool:

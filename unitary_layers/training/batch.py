@@ -64,7 +64,7 @@ def _memory_of(weight: UnitaryWeight, rule: UpdateRule, state: MutableMapping[Te
     if stored is None:
         if state is None:
             return None
-        own, rank = state.setdefault(weight.parameter, {}), rule.rank_of(weight.matrix.size(-1))
+        own, rank = state.setdefault(weight.parameter, {}), rule.rank_of(min(weight.shape))
         stored = remembered(own, weight.parameter, rank, is_pairs=weight.is_complex)
     return stored.as_matrices()
 
@@ -85,9 +85,9 @@ class Batch:
         return self.steps[0].rule
 
     @property
-    def size(self) -> int:
-        """n, of n x n weights."""
-        return self.matrices[0].size(-1)
+    def shape(self) -> torch.Size:
+        """(m, n), of weights ``(..., m, n)``."""
+        return self.steps[0].weight.shape
 
     @cached_property
     def keys(self) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from ..linalg import LowRank
 from ..projunn.slope import STATE
 
 # Note [Where the momentum lives]
-# The momentum M of an n x n weight has n^2 numbers. With an optimiser at hand, under attach(model, optimizer) and in
+# The momentum M of a weight has as many numbers as the weight. With an optimiser at hand, under attach(model, optimizer) and in
 # ProjUNN, it is "projunn_momentum" in the optimiser's state of the parameter, stored as the parameter is: state dicts
 # of the optimiser, torch's distributed ones included, know it as they know the state of any parameter, and a saved
 # model does not grow; see Note [A guest in the state dict]. Without one, under projunn_step and attach(model), there is
@@ -25,9 +25,10 @@ class Memory(NamedTuple):
     """What is remembered of one weight, or of a batch of them; as it is stored, or as matrices.
 
     Attributes:
-        momentum: M ``(..., n, n)``; see Note [The spectral direction].
+        momentum: M ``(..., m, n)``; see Note [The spectral direction].
         slope: state of the slope test ``(..., 4)``, real; see Note [The slope at the end of a step].
-        course: the unit tangent at the end of the last step, factors ``(..., 2, r, n)`` of r = min(n, 2 k) rows.
+        course: the velocity at the end of the last step, its two factors side by side, ``(..., r, m + n)``, where r is
+            2 k, or the larger side if that is less.
     """
 
     momentum: Tensor
@@ -37,8 +38,8 @@ class Memory(NamedTuple):
     @property
     def tangent(self) -> LowRank:
         """The course as a matrix of low rank."""
-        left, right = self.course.unbind(-3)
-        return LowRank(left.mT, right.mT)
+        left, right = self.course.mT.split(self.momentum.shape[-2:], dim=-2)
+        return LowRank(left, right)
 
     def as_matrices(self) -> "Memory":
         """What is stored, with pairs as complex numbers, as views."""
@@ -48,10 +49,11 @@ class Memory(NamedTuple):
 
     @staticmethod
     def shapes(shape: torch.Size, rank: int, *, is_pairs: bool) -> "Shapes":
-        """The shapes of what is stored for weights ``(..., n, n)``, or for pairs ``(..., n, n, 2)``."""
-        n, pair = shape[-2], shape[-1:] if is_pairs else ()
-        batch = shape[: -3 if is_pairs else -2]
-        return [shape, torch.Size((*batch, STATE)), torch.Size((*batch, 2, min(n, 2 * rank), n, *pair))]
+        """The shapes of what is stored for weights ``(..., m, n)``, or for pairs ``(..., m, n, 2)``."""
+        shape, pair = (shape[:-1], shape[-1:]) if is_pairs else (shape, torch.Size())
+        *batch, m, n = shape
+        course = (*batch, min(max(m, n), 2 * rank), m + n, *pair)
+        return [shape + pair, torch.Size((*batch, STATE)), torch.Size(course)]
 
 
 Shapes = list[torch.Size]

@@ -75,14 +75,16 @@ class Move(NamedTuple):
     Attributes:
         batch: the weights.
         sample: what stood for their gradients.
-        change: what is to be added to them, ``(..., n, n)``.
-        memory: what is then to be remembered, if anything is; but for the momentum, which still has the sample in it.
+        change: what is to be added to them, ``(..., m, n)``.
+        memory: what is then to be remembered, if anything is; but for the momentum, which still has in it what was used.
+        used: the part of the momentum that the change follows, if there is one.
     """
 
     batch: Batch
     sample: Sample
     change: LowRank
-    memory: Memory | None
+    memory: Memory | None = None
+    used: LowRank | None = None
 
 
 # Note [A sample tells whether a gradient is finite]
@@ -110,15 +112,15 @@ def rotate(batch: Batch, sample: Sample) -> Move:
     weight, rule, memory = batch.stack(batch.matrices), batch.rule, batch.memory
     with _naming(batch):
         if memory is None:
-            return Move(batch, sample, rule.change(weight, sample.low_rank), None)
+            return Move(batch, sample, rule.change(weight, sample.low_rank))
         assert isinstance(batch.direction, GradientOperator)  # where there is a memory
         assert isinstance(batch.aim, DenseGradient | ReducedGradient)  # the same
         slope = memory.slope.double()
         if rule.rate > 0:  # a step that stays where it is neither overshoots nor falls short
             slope = after_slope(slope, batch.direction.along(memory.tangent).double())
-        change, (left, right) = rule.turn(weight, sample.low_rank, factor_of(slope))
+        change, course, used = rule.turn(weight, sample.low_rank, factor_of(slope))
         momentum = batch.aim.inner.dense() if isinstance(batch.aim, ReducedGradient) else batch.aim.matrix
-        return Move(batch, sample, change, Memory(momentum, slope, torch.stack([left.mT, right.mT], dim=-3)))
+        return Move(batch, sample, change, Memory(momentum, slope, torch.cat([x.mT for x in course], dim=-1)), used)
 
 
 def write(move: Move) -> None:
@@ -130,11 +132,11 @@ def write(move: Move) -> None:
     else:
         torch._foreach_add_(batch.matrices, batch.unstack(move.change.matrix()))
     _write_states(batch, move.sample)
-    if move.memory is not None:
-        add_low_rank_(move.memory.momentum, batch.rule.forgotten(move.sample.low_rank))
+    if move.memory is not None and move.used is not None:
+        add_low_rank_(move.memory.momentum, batch.rule.forgotten(move.used))
         for buffers, values in zip(zip(*batch.memories, strict=True), move.memory, strict=True):
             _copy_(buffers, batch.unstack(values))
-    period = batch.rule.retract_period(batch.size)
+    period = batch.rule.retract_period(max(batch.shape))
     for weight, matrix, count in zip(weights, batch.matrices, counts, strict=True):
         if period and (count + 1) % period == 0:
             matrix.copy_(nearest_unitary(matrix))
@@ -169,7 +171,7 @@ def _naming(batch: Batch) -> Iterator[None]:
 def _sample(batch: Batch) -> Sample:
     with _naming(batch):
         if isinstance(batch.direction, LowRank):
-            return Sample(recompressed(batch.direction, batch.rule.rank_of(batch.size)), batch.probes)
+            return Sample(recompressed(batch.direction, batch.rule.rank_of(min(batch.shape))), batch.probes)
         assert isinstance(batch.aim, GradientOperator)  # as the direction is
         weight = batch.stack(batch.matrices)
         return batch.rule.sample(batch.aim, batch.keys, weight, batch.previous, batch.moments)

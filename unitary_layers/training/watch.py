@@ -59,5 +59,5 @@ def watch(weights: Iterable[UnitaryWeight]) -> None:
 
 
 def rounding_tolerance(weight: UnitaryWeight, dtype: torch.dtype | None = None) -> float:
-    """The ``|W^H W - I|_F`` up to which a matrix counts as unitary: 10 (n + 1) eps of the precision that stores it."""
-    return 10 * (weight.matrix.size(-1) + 1) * torch.finfo(weight.parameter.dtype if dtype is None else dtype).eps
+    """The ``|W^H W - I|_F`` up to which a matrix counts as unitary, n its larger side: 10 (n + 1) eps of what stores it."""
+    return 10 * (max(weight.shape) + 1) * torch.finfo(weight.parameter.dtype if dtype is None else dtype).eps

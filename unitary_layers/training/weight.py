@@ -101,14 +101,14 @@ class UnitaryWeight:
 
     Attributes:
         name: name of the parameter, qualified by the module tree it was found in.
-        parameter: what is stored, ``(..., n, n)``, or ``(..., n, n, 2)`` for a complex weight.
+        parameter: what is stored, ``(..., m, n)``, or ``(..., m, n, 2)`` for a complex weight.
         is_complex: whether the parameter holds pairs (real part, imaginary part).
         declared: the rule of its layer, which may leave open what suits the layer; see :attr:`rule`.
         count: int64 buffer ``()``, number of its steps so far.
         previous: buffer of the shape of a left factor for the power sampler, stored as the parameter is; or None.
         index: position among the unitary weights of that tree, or in its layer if its gradient is factored; part of the
             key of its random numbers.
-        moments: buffers ``(..., n)`` of a rule with ``precondition``, or None.
+        moments: buffers ``(..., m)``, ``(..., n)`` of a rule with ``precondition``, or None.
         memory: buffers of a rule that names a momentum, as they are stored, or None.
         collected: the place of its sampled gradient, in a layer with ``gradient="factored"``; else None.
         seen: when it was last known to be unitary.
@@ -135,7 +135,12 @@ class UnitaryWeight:
     @property
     def rule(self) -> UpdateRule:
         """How it moves."""
-        return self.declared.suited(self.parameter.size(-2 - self.is_complex), self.fit)
+        return self.declared.suited(min(self.shape), self.fit)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(m, n), of a weight ``(..., m, n)``."""
+        return self.parameter.shape[-3:-1] if self.is_complex else self.parameter.shape[-2:]
 
     @property
     def key(self) -> tuple[int, int]:
@@ -144,12 +149,12 @@ class UnitaryWeight:
 
     @property
     def matrix(self) -> Tensor:
-        """The unitary matrices ``(..., n, n)``, a view of the parameter's memory without a graph."""
+        """The unitary matrices ``(..., m, n)``, a view of the parameter's memory without a graph."""
         return as_matrix(self.parameter.detach(), self.is_complex)
 
     @property
     def previous_factor(self) -> Tensor | None:
-        """The left factor of the step before ``(..., n, k)``, for the power sampler."""
+        """The left factor of the step before ``(..., m, k)``, for the power sampler."""
         return None if self.previous is None else as_matrix(self.previous, self.is_complex)
 
     @property

@@ -18,8 +18,13 @@ from ...training.watch import rounding_tolerance
 from ...training.weight import UnitaryWeight, as_matrix
 from .inputs import HALF
 
-STATE_VERSION = 1  # of the names, shapes and meaning of what a state dict holds; 1 is the first
+STATE_VERSION = 2  # of the names, shapes and meaning of what a state dict holds; see Note [Format 1]
 STATE = ("count", "previous", "row_moments", "column_moments", *Memory._fields)  # buffers of a weight, after its name
+
+# Note [Format 1]
+# In the first format a rectangular weight was stored as a square matrix of its larger side, of which the first rows and
+# columns were used, and so were the matrices of its update. What is used is cut out of those. Which format a tensor has
+# is told by its shape: safetensors and averages of weights keep no version.
 
 SIGNED = ("_previous", *(f"_{name}" for name in Memory._fields))  # those that may be negative
 
@@ -77,6 +82,7 @@ def prepare_state(
         state_dict[key] = value.float() if value.dtype in HALF else value  # assign=True takes a tensor as it is
     for weight in weights:
         key = prefix + weight.name
+        _cut_squares(state_dict, key, weight)
         _complete(state_dict, key, weight)
         for name, present in _held(key, weight).items():
             value = state_dict.get(name)
@@ -118,6 +124,22 @@ def _states(weight: UnitaryWeight) -> tuple[Tensor | None, ...]:
     return weight.previous, *(weight.moments or (None, None)), *(weight.memory or [None] * len(Memory._fields))
 
 
+def _cut_squares(state_dict: dict[str, Any], key: str, weight: UnitaryWeight) -> None:
+    """Cuts what is used out of the matrices of a weight in a state dict; see Note [Format 1]."""
+    (m, n), pair = weight.shape, (2,) if weight.is_complex else ()
+    if m == n:
+        return
+    square = torch.Size((*weight.matrix.shape[:-2], max(m, n), max(m, n), *pair))
+    if getattr(state_dict.get(key), "shape", None) != square:
+        return
+    batch = (slice(None),) * (weight.matrix.ndim - 2)
+    used = {"": (slice(m), slice(n)), "_momentum": (slice(m), slice(n)), "_previous": (slice(m),)}
+    used |= {"_row_moments": (slice(m),), "_column_moments": (slice(n),)}
+    for state, part in used.items():
+        if isinstance(value := state_dict.get(key + state), Tensor) and value.ndim >= len(batch) + len(part):
+            state_dict[key + state] = value[(*batch, *part)].contiguous()
+
+
 def _flaw(name: str, loaded: Tensor, *, signed: bool) -> str | None:
     """What was expected of a tensor to be loaded and what came, if it is unfit."""
     what = f"{'buffer' if name.endswith(STATE) else 'unitary weight'} {name!r}"
@@ -138,12 +160,13 @@ def _on_manifold(key: str, loaded: Tensor, weight: UnitaryWeight, assign: bool) 
     error, tolerance = float(unitarity_error(matrix).amax()), rounding_tolerance(weight, dtype)
     if error <= tolerance:
         return loaded if loaded.is_contiguous() and loaded.dtype == stored.dtype else stored
+    nearest = nearest_unitary(wide := as_matrix(stored.to(dtype), weight.is_complex))
+    moved = float(torch.linalg.vector_norm(nearest - wide) / torch.linalg.vector_norm(wide))
     warnings.warn(
         f"the loaded weight {key!r} is not unitary: expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}; "
-        "the nearest unitary matrix is used instead",
+        f"the nearest unitary matrix is used instead, which is |W' - W| / |W| = {moved:.1e} away",
         stacklevel=2,
     )
-    nearest = nearest_unitary(as_matrix(stored.to(dtype), weight.is_complex))
     return torch.view_as_real(nearest) if weight.is_complex else nearest
 
 

@@ -114,7 +114,7 @@ class UnitaryModule(UnitaryMethods):
         return nn.Parameter(self._empty(shape, device, dtype))
 
     def register_unitary(self, name: str, shape: Sequence[int], device: Any, dtype: torch.dtype | None) -> None:
-        """Registers an unfilled unitary parameter ``(..., n, n)`` and the buffers of its update."""
+        """Registers an unfilled unitary parameter ``(..., m, n)`` and the buffers of its update."""
         stored = self._empty(shape, device, dtype)
         parameter = nn.Parameter(stored.to(torch.promote_types(stored.dtype, torch.float32)))
         self.register_parameter(name, parameter)
@@ -191,13 +191,13 @@ class UnitaryModule(UnitaryMethods):
     def _register_state(self, name: str, is_pairs: bool) -> None:
         """The buffers of the rule: the left factor of the last step, the moments of rows and columns, the memory."""
         parameter = getattr(self, name)
-        n_dims = parameter.ndim - is_pairs
-        n = parameter.size(n_dims - 1)
-        rule = self._update.suited(n, Fit(share=self.rank_share))
-        factor = torch.Size((*parameter.shape[: n_dims - 1], rule.rank_of(n), *parameter.shape[n_dims:]))
+        *batch, m, n = parameter.shape[:-1] if is_pairs else parameter.shape
+        rule = self._update.suited(min(m, n), Fit(share=self.rank_share))
+        rank = rule.rank_of(min(m, n))
+        factor = torch.Size((*batch, m, rank, *([2] if is_pairs else [])))
         shapes = [factor if rule.sampler == "power" else None]
-        shapes += [parameter.shape[: n_dims - 1] if rule.precondition else None] * 2
-        memory = Memory.shapes(parameter.shape, rule.rank_of(n), is_pairs=is_pairs)
+        shapes += [torch.Size((*batch, side)) if rule.precondition else None for side in (m, n)]
+        memory = Memory.shapes(parameter.shape, rank, is_pairs=is_pairs)
         shapes += memory if rule.momentum and self.gradient == "dense" else [None] * len(memory)
         for state, shape in zip(STATE[1:], shapes, strict=True):
             present = self._buffers.pop(f"{name}_{state}", None)  # and none that is None: torch.export miscounts them

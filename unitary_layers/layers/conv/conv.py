@@ -46,10 +46,11 @@ class OrthogonalConv2d(OrthogonalConvNd):
         Input ``(b, in_channels, h, w)`` or without b, output ``(b, out_channels, h / stride, w / stride)``.
 
     Attributes:
-        weight: for full support the orthogonal matrices of the s self-conjugate bins ``(s * groups, n, n)``; else the
-            mixing matrices ``(groups, n, n)``.
-        weight_pairs: for full support the unitary matrices of the others ``(p * groups, n, n, 2)``, or None.
-        shifts: for local support the matrices whose first columns say what is shifted ``(groups * f, m, m)``, or None.
+        weight: for full support the orthogonal matrices of the s self-conjugate bins ``(s * groups, m, n)``; else the
+            mixing matrices ``(groups, m, n)``.
+        weight_pairs: for full support the unitary matrices of the others ``(p * groups, m, n, 2)``, or None.
+        shifts: for local support the matrices whose columns span what is not shifted ``(groups * f, c, c // 2)``, or
+            None.
         bias: ``(out_channels,)`` or None.
 
     Raises:

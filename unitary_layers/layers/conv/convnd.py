@@ -167,8 +167,8 @@ class OrthogonalConvNd(UnitaryModule):
 
     @property
     def matrix(self) -> Tensor:
-        """What the weights stand for, differentiable: the unitary blocks at all frequencies ``(*grid, groups, n, n)``
-        of a full-support convolution, or the mixing matrices ``(groups, n, n)`` of a local one."""
+        """What the weights stand for, differentiable: the unitary blocks at all frequencies ``(*grid, groups, m, n)``
+        of a full-support convolution, or the mixing matrices ``(groups, m, n)`` of a local one."""
         if isinstance(support := self.support, LocalSupport):
             return self.weight
         return support.matrices(self.weight, self.weight_pairs)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ...linalg import haar_unitary
+from ...linalg import haar_unitary, nearest_unitary
 from ...linalg.signal.grid import depth_to_space, space_to_depth
-from ...linalg.signal.kernel import blocks_of_kernel, completed, kernel_of_blocks, local_kernel, shift_count
+from ...linalg.signal.kernel import blocks_of_kernel, kernel_of_blocks, local_kernel, shift_count
 from ...linalg.signal.spectrum import (
     FFT_NODES,
     FFT_PLAIN,
@@ -63,15 +63,14 @@ class FullSupport:
 
     @property
     def block(self) -> tuple[int, int]:
-        """Rows and columns of a block that are used, of a matrix that may be larger."""
+        """Rows and columns of the matrix at each frequency."""
         return self.out_channels, self.in_channels * math.prod(self.stride)
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """Of the real matrices ``(s * groups, n, n)`` and of the complex ones ``(p * groups, n, n)``, if any."""
+        """Of the real matrices ``(s * groups, m, n)`` and of the complex ones ``(p * groups, m, n)``, if any."""
         # Four dimensions as they are stored and no more: five would be refused by to(memory_format=channels_last).
         real, pairs = (len(part) for part in frequencies(self.grid))
-        n = max(self.block)
-        return (real * self.groups, n, n), (pairs * self.groups, n, n) if pairs else None
+        return (real * self.groups, *self.block), (pairs * self.groups, *self.block) if pairs else None
 
     @property
     def constant_names(self) -> tuple[str, ...]:
@@ -117,39 +116,36 @@ class FullSupport:
         self, real: Tensor, z: Tensor, weight: Tensor, pairs: Tensor | None, factored: Factored
     ) -> tuple[Tensor, Tensor]:
         """The blocks times bins ``(s, b, c)`` and ``(p, b, c, 2)``."""
-        rows, columns = self.block
         real = rearrange(real, "s b (g i) -> s g b i", g=self.groups)
         z = rearrange(z, "p b (g i) z -> p g b i z", g=self.groups)
-        blocks = _constant(weight, factored[0]).unflatten(0, (-1, self.groups))[..., :rows, :columns]
+        blocks = _constant(weight, factored[0]).unflatten(0, (-1, self.groups))
         y = real @ blocks.to(real.dtype).mT
         y = y if factored[0] is None else collect(y, factored[0], real)
         if pairs is None:
-            y_z = z.new_zeros(0, self.groups, z.size(2), rows, 2)
+            y_z = z.new_zeros(0, self.groups, z.size(2), self.out_channels, 2)
         else:
-            blocks = _constant(pairs, factored[1]).unflatten(0, (-1, self.groups))[..., :rows, :columns, :]
+            blocks = _constant(pairs, factored[1]).unflatten(0, (-1, self.groups))
             y_z = pair_matmul(z, blocks.to(z.dtype))
             y_z = y_z if factored[1] is None else collect(y_z, factored[1], z)
         return rearrange(y, "s g b o -> s b (g o)"), rearrange(y_z, "p g b o z -> p b (g o) z")
 
     def kernel(self, weight: Tensor, pairs: Tensor | None) -> Tensor:
         """The kernel ``(groups * out_channels, in_channels, *size)`` of the same convolution."""
-        rows, columns = self.block
-        blocks = self.matrices(weight, pairs)[..., :rows, :columns]
-        kernel = kernel_of_blocks(blocks.flatten(len(self.grid), -2))  # all groups' rows
+        kernel = kernel_of_blocks(self.matrices(weight, pairs).flatten(len(self.grid), -2))  # all groups' rows
         return depth_to_space(kernel, self.stride)
 
     def matrices(self, weight: Tensor, pairs: Tensor | None) -> Tensor:
-        """The unitary matrices at all frequencies, complex ``(*grid, groups, n, n)``."""
+        """The matrices at all frequencies, complex ``(*grid, groups, m, n)``."""
         stored = weight.new_zeros(0, *weight.shape[1:], 2) if pairs is None else pairs
         real, z = (part.unflatten(0, (-1, self.groups)) for part in (weight, torch.view_as_complex(stored)))
         return mirrored(real, z, self.grid)
 
     def blocks(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
-        """The orthogonal matrices nearest to those of a kernel ``(groups * out_channels, in_channels, *size)``."""
+        """The unitary matrices nearest to those of a kernel ``(groups * out_channels, in_channels, *size)``."""
         blocks = blocks_of_kernel(space_to_depth(kernel, self.stride), self.grid)
         blocks = rearrange(blocks.flatten(end_dim=-3), "f (g o) i -> f g o i", g=self.groups)
         real, pairs = (blocks[part.to(blocks.device)].flatten(end_dim=1) for part in frequencies(self.grid))
-        return completed(real.real), completed(pairs)
+        return nearest_unitary(real.real), nearest_unitary(pairs)
 
     def start(self, init: str, device: torch.device) -> dict[str, Tensor]:
         """For "local" the matrices of a Haar-random convolution with three taps a side (on a side below 3, as many)."""
@@ -158,14 +154,15 @@ class FullSupport:
         n, ones = max(self.block), (1,) * len(self.grid)
         taps = [min(3, side) for side in self.grid]
         draw: dict[str, Any] = {"dtype": torch.float64, "device": device}
-        shifts = haar_unitary(n, batch=(self.groups, shift_count(taps, ones)), **draw)
+        shifts = haar_unitary(n, n // 2, batch=(self.groups, shift_count(taps, ones)), **draw)
         kernel = local_kernel(haar_unitary(n, batch=(self.groups,), **draw), shifts, taps, ones)
         centre, sides = [-((t - 1) // 2) for t in taps], tuple(range(-len(taps), 0))
         padded = F.pad(kernel, [w for side, t in zip(self.grid, taps, strict=True) for w in (side - t, 0)][::-1])
         blocks = blocks_of_kernel(padded.roll(centre, sides).flatten(end_dim=1), self.grid)
         blocks = rearrange(blocks.flatten(end_dim=-3), "f (g o) i -> f g o i", g=self.groups)
         real, pairs = (blocks[part.to(device)].flatten(end_dim=1) for part in frequencies(self.grid))
-        return {"weight": real.real, "weight_pairs": pairs}
+        rows, columns = self.block
+        return {"weight": real.real[..., :rows, :columns], "weight_pairs": pairs[..., :rows, :columns]}
 
 
 def _constant(weight: Tensor, factored: UnitaryWeight | None) -> Tensor:

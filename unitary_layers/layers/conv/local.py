@@ -42,24 +42,23 @@ class LocalSupport:
         return max(self.in_channels, self.out_channels // math.prod(self.stride))
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """Of the mixing matrices ``(groups, n, n)`` and of those that shift ``(groups * f, m, m)``, if any."""
-        m = self.channels
-        n, shifts = max(self.out_channels, m * math.prod(self.stride)), shift_count(self.kernel_size, self.stride)
-        return (self.groups, n, n), (self.groups * shifts, m, m) if shifts else None
+        """Of the mixing matrices ``(groups, out_channels, m s)`` and of those that shift ``(groups * f, m, m // 2)``."""
+        m, shifts = self.channels, shift_count(self.kernel_size, self.stride)
+        mixing = (self.groups, self.out_channels, m * math.prod(self.stride))
+        return mixing, (self.groups * shifts, m, m // 2) if shifts and m > 1 else None
 
     def kernel(self, weight: Tensor, shifts: Tensor | None) -> Tensor:
         """The kernel ``(groups * out_channels, in_channels, *kernel_size)``."""
-        m = self.channels
-        mixing = weight[..., : self.out_channels, : m * math.prod(self.stride)]
-        shifts = weight.new_zeros(0, m, m) if shifts is None else shifts
-        shifts = shifts.unflatten(0, (self.groups, shift_count(self.kernel_size, self.stride)))
+        count, m = shift_count(self.kernel_size, self.stride), self.channels
+        shifts = weight.new_zeros(self.groups * count, m, 0) if shifts is None else shifts
+        shifts = shifts.unflatten(0, (self.groups, count))
         with without_autocast(weight.device.type):  # the kernel is exact, whatever it is applied in
-            kernel = local_kernel(mixing, shifts, self.kernel_size, self.stride)
+            kernel = local_kernel(weight, shifts, self.kernel_size, self.stride)
         return kernel[:, :, : self.in_channels].flatten(end_dim=1)
 
     def start(self, init: str, device: torch.device) -> dict[str, Tensor]:
-        """For "dirac" and "identity" the shifts ``(groups * f, m, m)`` of a centred delta."""
-        if init not in ("dirac", "identity") or not shift_count(self.kernel_size, self.stride):
+        """For "dirac" and "identity" the shifts ``(groups * f, m, m // 2)`` of a centred delta."""
+        if init not in ("dirac", "identity") or self.shapes()[1] is None:
             return {}
         return {"shifts": centred_shifts(self.channels, self.kernel_size, self.stride).repeat(self.groups, 1, 1)}
 

@@ -14,11 +14,10 @@ from torch import Tensor
 from ..check import REAL, check_dense, check_dtype
 
 # Note [A local kernel from orthogonal matrices]
-# A matrix P with orthonormal eigenvectors V[:, :m/2] to the eigenvalue 1 and the others to 0 splits the channels in two
-# halves. To shift one half by a pixel against the other, x_t -> P x_t + (I - P) x_{t+1}, is an orthogonal map of
+# The projection P = V V^T of an m x m/2 matrix V with orthonormal columns splits the channels in two halves. To shift one half by a pixel against the other, x_t -> P x_t + (I - P) x_{t+1}, is an orthogonal map of
 # periodic signals of any length; a kernel of k taps along a side is a product of k - 1 such shifts. A stride s comes
 # last: s x s pixels become s^2 channels, which one orthogonal matrix mixes; so k taps with a stride of s have k - s
-# shifts. Each V and the mixing matrix is a full orthogonal matrix and moves by projUNN as any other.
+# shifts. Each V and the mixing matrix moves by projUNN as any other weight.
 
 
 def shift_count(kernel_size: Sequence[int], stride: Sequence[int]) -> int:
@@ -33,14 +32,15 @@ def shift_dims(kernel_size: Sequence[int], stride: Sequence[int]) -> list[int]:
 
 
 def centred_shifts(channels: int, kernel_size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Matrices ``(f, m, m)`` of half shifts whose product is a shift of all channels by half of the kernel.
+    """Matrices ``(f, m, m // 2)`` of half shifts whose product is a shift of all channels by half of the kernel.
 
     Of two shifts along a side the first moves one half of the channels and the second the other. That makes a centred
     delta where the number of shifts along each side is even, but for one channel of an odd number of them.
     """
     dims, eye = shift_dims(kernel_size, stride), torch.eye(channels)
     swapped = eye.roll(channels // 2, dims=0)  # its first columns are the channels that eye leaves to the second half
-    return torch.stack([swapped if dims[:i].count(dim) % 2 else eye for i, dim in enumerate(dims)])
+    shifts = torch.stack([swapped if dims[:i].count(dim) % 2 else eye for i, dim in enumerate(dims)])
+    return shifts[..., : channels // 2]
 
 
 def local_kernel(mixing: Tensor, shifts: Tensor, kernel_size: Sequence[int], stride: Sequence[int]) -> Tensor:
@@ -51,17 +51,16 @@ def local_kernel(mixing: Tensor, shifts: Tensor, kernel_size: Sequence[int], str
 
     Args:
         mixing: ``(..., out, m prod(stride))``, the channels of the stride's pixels in the order of ``pixel_unshuffle``.
-        shifts: orthogonal ``(..., f, m, m)``, f from :func:`shift_count`.
+        shifts: with orthonormal columns ``(..., f, m, m // 2)``, f from :func:`shift_count`.
         kernel_size: of each side, at least the stride.
         stride: of each side.
 
     Returns:
         ``(..., out, m, *kernel_size)`` for ``torch.nn.functional.conv2d`` and its kin.
     """
-    m, sides = shifts.size(-1), len(kernel_size)
+    m, sides = shifts.size(-2), len(kernel_size)
     kernel = mixing.unflatten(-1, (m, *stride)).movedim(-sides - 1, -1)  # (..., out, *sides, m)
-    halves = shifts[..., : m // 2].unbind(-3)
-    for half, dim in zip(halves, shift_dims(kernel_size, stride), strict=True):
+    for half, dim in zip(shifts.unbind(-3), shift_dims(kernel_size, stride), strict=True):
         stays = _per_pixel(_per_pixel(kernel, half), half.mT)
         kernel = _after(stays, kernel - stays, dim - sides - 1)
     return kernel.movedim(-1, -sides - 1)
@@ -100,24 +99,6 @@ def kernel_of_blocks(blocks: Tensor) -> Tensor:
     sides = blocks.ndim - 2
     spectrum = blocks.conj().movedim((-2, -1), (0, 1))
     return torch.fft.ifftn(spectrum, dim=tuple(range(2, 2 + sides))).real
-
-
-def completed(block: Tensor) -> Tensor:
-    """A square unitary matrix with the polar factor of ``block`` ``(..., m, n)`` as its upper left corner.
-
-    Returns:
-        ``(..., r, r)``, r the larger of m and n.
-    """
-    u, _, vh = torch.linalg.svd(block)
-    r = max(block.shape[-2:])
-    return _with_identity(u, r) @ _with_identity(vh, r)
-
-
-def _with_identity(x: Tensor, r: int) -> Tensor:
-    """``x`` ``(..., k, k)`` as the first block of ``diag(x, I)`` ``(..., r, r)``."""
-    full = torch.eye(r, dtype=x.dtype, device=x.device).repeat(*x.shape[:-2], 1, 1)
-    full[..., : x.size(-2), : x.size(-1)] = x
-    return full
 
 
 def support_penalty(kernel: Tensor, support: int | Sequence[int]) -> Tensor:

@@ -32,10 +32,10 @@ from .once import once_differentiable
 # A weight that shares its gradients cannot be sampled in backward: where one rank leaves it out, uses it more often, or
 # goes through more micro-batches, the others would wait for a product that never comes, or take that of another weight
 # for it. The step is where all ranks meet. So its factors delta and x stay until then, as long as they are smaller than
-# the n x n matrix, and as that matrix from there on: many small parts, or a long sequence, never hold more than a dense
+# the m x n matrix, and as that matrix from there on: many small parts, or a long sequence, never hold more than a dense
 # gradient would. The step samples the sum, in two exchanges however often the weight was used.
 
-Parts = Sequence[tuple[slice, Tensor]]  # rows of delta, and the inputs (rows, n') that belong to them
+Parts = Sequence[tuple[slice, Tensor]]  # rows of delta, and the inputs (rows, n) that belong to them
 
 
 @torch.compiler.disable  # backward changes the state of a module, which a compiled graph may not
@@ -44,8 +44,8 @@ def collect(y: Tensor, weight: UnitaryWeight, input: Tensor | Callable[[], Parts
 
     Args:
         y: ``input @ W^T`` ``(..., rows, m)``, and whatever was added to it; modified in place, for autograd alone.
-        weight: the factored weight, ``(..., n, n)`` with n >= m.
-        input: ``(..., rows, n')`` with n' <= n; or a function that returns it in backward, in parts.
+        weight: the factored weight, ``(..., m, n)``.
+        input: ``(..., rows, n)``; or a function that returns it in backward, in parts.
     """
     kept = input if callable(input) else input.detach()
     return _Join.apply(y, _Tap.apply(weight.parameter, weight, kept, y.detach()))
@@ -114,7 +114,7 @@ def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
         return
     both = zip(collected.low_rank, sample.low_rank, strict=True)
     total = LowRank(*(k_major(torch.cat(factors, dim=-1)) for factors in both))
-    collected.low_rank = recompressed(total, 4 * rule.rank_of(gradient.shape[-1]) + 4)
+    collected.low_rank = recompressed(total, 4 * rule.rank_of(min(weight.shape)) + 4)
 
 
 def operator_of(weight: UnitaryWeight, delta: Tensor, input: Tensor) -> FactoredGradient:
@@ -127,7 +127,7 @@ def operator_of(weight: UnitaryWeight, delta: Tensor, input: Tensor) -> Factored
         input = input.clone()  # its owner may write the next batch into it before the step
     batch = as_matrix(weight.parameter, weight.is_complex).shape[:-2]
     delta, input = (x.reshape(*batch, -1, x.size(-1)) for x in (delta, input))
-    return FactoredGradient(delta, input, weight.matrix.size(-1))
+    return FactoredGradient(delta, input)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

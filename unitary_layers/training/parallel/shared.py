@@ -118,8 +118,8 @@ def _used_anywhere(weights: Sequence[UnitaryWeight], here: list[bool], group: di
 
 def _zeros_of(weight: UnitaryWeight) -> GradientOperator:
     """The gradient of no rows."""
-    nothing = weight.matrix.new_empty(*weight.matrix.shape[:-2], 0, weight.matrix.size(-1))
-    return FactoredGradient(nothing, nothing, weight.matrix.size(-1))
+    *batch, m, n = weight.matrix.shape
+    return FactoredGradient(weight.matrix.new_empty(*batch, 0, m), weight.matrix.new_empty(*batch, 0, n))
 
 
 def check_whole(weights: Iterable[UnitaryWeight]) -> None:

@@ -197,7 +197,7 @@ class ProjUNN(Optimizer):
 
 def _rule(weight: UnitaryWeight, group: dict[str, Any]) -> UpdateRule:
     """The layer's rule in the group's direction and at its rate; with a direction made here, its own preconditioner."""
-    declared, direction, n = weight.declared, None if weight.is_factored else group["direction"], weight.matrix.size(-1)
+    declared, direction, n = weight.declared, None if weight.is_factored else group["direction"], min(weight.shape)
     if weight.previous is not None:  # which has that many columns, while "auto" is another rank in another direction
         declared = replace(declared, rank=weight.rule.rank_of(n))
     if direction == "spectral" or (direction is None and declared.is_spectral):
