@@ -30,34 +30,51 @@ def dense_msign(s: Tensor) -> Tensor:
 
 
 def dense_step(w: Tensor, m: Tensor, variant: str, length: float) -> Tensor:
-    """The step of full rank: ``W exp(-theta msign(S))``, or the nearest unitary matrix to ``W (I - theta J)``."""
+    """The step of full rank: ``W exp(-theta msign(S))``, or ``W`` times the unitary matrix nearest to ``I - theta J``."""
+    if w.size(-2) > w.size(-1):
+        return dense_step(w.mH, m.mH, variant, length).mH
     j = dense_msign(skew(w.mH @ m))
     rank = torch.linalg.matrix_norm(j).square().round().clamp_min(1)
     theta = (length / rank.sqrt())[..., None, None]
     if variant == "T":
         return w @ torch.linalg.matrix_exp(-theta * j)
-    u, _, vh = torch.linalg.svd(w @ (torch.eye(w.size(-1), dtype=w.dtype) - theta * j))
-    return u @ vh
+    u, _, vh = torch.linalg.svd(torch.eye(w.size(-1), dtype=w.dtype) - theta * j)
+    return w @ u @ vh
 
 
 @pytest.mark.parametrize("dtype", DOUBLE)
-@pytest.mark.parametrize("shape", [(7, 7), (3, 6, 6)])
+@pytest.mark.parametrize("shape", [(7, 7), (3, 6, 6), (4, 7), (3, 8, 5)])
 def test_the_tangent_part_is_its_dense_twin(shape, dtype):
-    w, m = haar_unitary(shape[-1], batch=shape[:-2], dtype=dtype), torch.randn(shape, dtype=dtype)
-    v = torch.randn(*shape[:-1], 2, dtype=dtype)
-    twin, tangent = w @ skew(w.mH @ m), TangentGradient(DenseGradient(m), w)
+    *batch, rows, columns = shape
+    w, m = haar_unitary(rows, columns, batch=tuple(batch), dtype=dtype), torch.randn(shape, dtype=dtype)
+    u, v = (torch.randn(*batch, side, 2, dtype=dtype) for side in (rows, columns))
+    twin = w @ skew(w.mH @ m) if rows <= columns else skew(m @ w.mH) @ w
+    tangent = TangentGradient(DenseGradient(m), w)
     torch.testing.assert_close(tangent.dense(), twin)
     torch.testing.assert_close(tangent.matmul(v), twin @ v)
-    torch.testing.assert_close(tangent.rmatmul(v), twin.mH @ v)
+    torch.testing.assert_close(tangent.rmatmul(u), twin.mH @ u)
+
+
+@pytest.mark.parametrize("dtype", DOUBLE)
+@pytest.mark.parametrize(("m", "n"), [(5, 5), (3, 7), (7, 3)])
+def test_what_a_full_step_uses_is_all_that_the_momentum_has_of_the_rotation(m, n, dtype):
+    w, momentum = haar_unitary(m, n, dtype=dtype), torch.randn(m, n, dtype=dtype)
+    rule = UpdateRule(rank=min(m, n))
+    used = rule.turn(w, rule.sample(DenseGradient(momentum), [(0, 0)], w).low_rank).used.matrix()
+
+    def generator(x: Tensor) -> Tensor:
+        return skew(w.mH @ x) if m <= n else skew(x @ w.mH)
+
+    torch.testing.assert_close(generator(used), generator(momentum))
 
 
 @pytest.mark.parametrize("variant", ["D", "T"])
 @pytest.mark.parametrize("dtype", DOUBLE)
-@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (5, 5), (8, 8), (2, 3, 6, 6)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (5, 5), (8, 8), (2, 3, 6, 6), (1, 5), (4, 6), (2, 7, 3), (6, 1)])
 @pytest.mark.parametrize("sampler", ["lsi", "power", "svd"])
 def test_at_full_rank_it_is_the_step_of_the_whole_matrix(shape, dtype, variant, sampler):
-    n, rule = shape[-1], UpdateRule(variant, rank=shape[-1], sampler=sampler, lr=0.7)
-    w, m = haar_unitary(n, batch=shape[:-2], dtype=dtype), torch.randn(shape, dtype=dtype)
+    n, rule = max(shape[-2:]), UpdateRule(variant, rank=min(shape[-2:]), sampler=sampler, lr=0.7)
+    w, m = haar_unitary(*shape[-2:], batch=shape[:-2], dtype=dtype), torch.randn(shape, dtype=dtype)
     sample = rule.sample(DenseGradient(m), [(0, 0)], w).low_rank
     after = w + rule.change(w, sample).matrix()
     expected = dense_step(w, m, variant, 0.7)

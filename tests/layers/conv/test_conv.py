@@ -135,14 +135,15 @@ def test_local_support(sides, c_in, c_out, taps, size, options, dtype):
 @pytest.mark.parametrize(
     ("c_in", "c_out", "taps", "options", "weight", "shifts"),
     [
-        (4, 4, 3, {}, (1, 4, 4), (4, 4, 4)),
-        (2, 6, 3, {}, (1, 6, 6), (4, 6, 6)),
-        (6, 2, (1, 2), {"groups": 2}, (2, 3, 3), (2, 3, 3)),
-        (3, 16, 7, {"stride": 2}, (1, 16, 16), (10, 4, 4)),
+        (4, 4, 3, {}, (1, 4, 4), (4, 4, 2)),
+        (2, 6, 3, {}, (1, 6, 6), (4, 6, 3)),
+        (6, 2, (1, 2), {"groups": 2}, (2, 1, 3), (2, 3, 1)),
+        (3, 16, 7, {"stride": 2}, (1, 16, 16), (10, 4, 2)),
+        (1, 1, 3, {}, (1, 1, 1), None),
         (4, 4, 2, {"stride": 2}, (1, 16, 16), None),
     ],
 )
-def test_matrices_of_a_local_kernel_have_the_room_of_the_larger_side(c_in, c_out, taps, options, weight, shifts):
+def test_matrices_of_a_local_kernel_are_no_larger_than_what_they_say(c_in, c_out, taps, options, weight, shifts):
     layer = OrthogonalConv2d(c_in, c_out, taps, **options)
     assert layer.weight.shape == weight
     assert (None if layer.shifts is None else tuple(layer.shifts.shape)) == shifts

@@ -322,22 +322,21 @@ def test_autocast_and_a_cast_between_backward_and_step():
 @pytest.mark.parametrize("dtype", [REAL, COMPLEX])
 def test_operators_are_what_their_dense_matrices_are(dtype):
     delta, x = torch.randn(2, ROWS, 3, dtype=dtype), torch.randn(2, ROWS, 5, dtype=dtype)
-    factored = FactoredGradient(delta, x, N)
-    twin = torch.zeros(2, N, N, dtype=dtype)
-    twin[:, :3, :5] = torch.einsum("bro,bri->boi", delta, x.conj())
-    rows, columns = torch.rand(2, 2, N, dtype=REAL)
+    factored = FactoredGradient(delta, x)
+    twin = torch.einsum("bro,bri->boi", delta, x.conj())
+    rows, columns = torch.rand(2, 3, dtype=REAL), torch.rand(2, 5, dtype=REAL)
     operators = {
         factored: twin,
         SummedGradient((factored, DenseGradient(twin))): 2 * twin,
         ScaledGradient(factored, rows, columns): rows[..., None] * twin * columns[:, None],
     }
-    v = torch.randn(2, 2, N, dtype=dtype).mT
+    u, v = torch.randn(2, 2, 3, dtype=dtype).mT, torch.randn(2, 2, 5, dtype=dtype).mT
     for operator, matrix in operators.items():
         assert operator.shape == matrix.shape
         assert operator.dtype == dtype
         assert_rounding(operator.dense(), matrix, n=100)
         assert_rounding(operator.matmul(v), matrix @ v, n=100)
-        assert_rounding(operator.rmatmul(v), matrix.mH @ v, n=100)
+        assert_rounding(operator.rmatmul(u), matrix.mH @ u, n=100)
         assert_rounding(operator.column_norms(), torch.linalg.vector_norm(matrix, dim=-2), n=100)
         assert operator.is_finite()
 
