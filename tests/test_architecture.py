@@ -15,7 +15,8 @@ LEVELS = (
     ("linalg.check", "linalg.transforms", "linalg.polar", "linalg.unitary", "linalg.lowrank", "linalg.thin"),
     ("linalg.signal.grid", "linalg.signal.spectrum", "linalg.signal.kernel", "linalg.signal", "linalg"),
     ("init",),
-    ("projunn.gradient", "projunn.noise", "projunn.moments", "projunn.sampling", "projunn.rotation"),
+    ("projunn.gradient", "projunn.noise", "projunn.moments", "projunn.sampling"),
+    ("projunn.isometry", "projunn.rotation"),
     ("projunn.direction", "projunn.slope", "projunn.rule"),
     ("projunn",),
     # how the weights of modules are trained by it
@@ -29,7 +30,14 @@ LEVELS = (
     ("training.triggers.attach", "training.triggers.optimizer"),
     ("training.triggers", "training"),
     # the modules themselves
-    ("layers.base.inputs", "layers.base.loading", "layers.base.methods", "layers.base.module", "layers.base.forward"),
+    (
+        "layers.base.inputs",
+        "layers.base.states",
+        "layers.base.loading",
+        "layers.base.methods",
+        "layers.base.module",
+        "layers.base.forward",
+    ),
     ("layers.base",),
     ("layers.activation", "layers.linear"),
     ("layers.recurrent.fused", "layers.recurrent.scan", "layers.recurrent.cell", "layers.recurrent.rnn"),

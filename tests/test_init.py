@@ -81,7 +81,13 @@ def test_timescales_are_log_uniform():
 
 
 @pytest.mark.parametrize("fill", INITS.values())
-def test_what_is_not_square_is_refused(fill):
-    for shape in ((3, 4), (3,), (2, 3, 4)):
-        with pytest.raises(ValueError, match=r"square tensor \(\.\.\., n, n\), got shape"):
-            fill(torch.empty(shape))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_a_rectangle_gets_orthonormal_rows_or_columns(fill, dtype):
+    for shape in ((3, 4), (5, 2), (2, 7, 3), (1, 4)):
+        assert_unitary(fill(torch.full(shape, math.nan, dtype=dtype)))
+
+
+@pytest.mark.parametrize("fill", INITS.values())
+def test_what_is_no_matrix_is_refused(fill):
+    with pytest.raises(ValueError, match=r"tensor of shape \(\.\.\., m, n\), got shape \(3,\)"):
+        fill(torch.empty(3))

@@ -54,8 +54,8 @@ def identity_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Te
 def henaff_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Fills with plane rotations by angles uniform in [-pi, pi] (complex: with a diagonal of such phases).
 
-    A real matrix has n // 2 blocks ``[[cos t, -sin t], [sin t, cos t]]`` on its diagonal, and a 1 last if n, its smaller
-    side, is odd; a rectangle is zero elsewhere.
+    A real matrix whose smaller side is n has n // 2 blocks ``[[cos t, -sin t], [sin t, cos t]]`` on its diagonal, a 1
+    last if n is odd, and is zero elsewhere.
 
     Source: M. Henaff, A. Szlam, Y. LeCun, "Recurrent orthogonal networks and long-memory tasks", arXiv 1602.06662.
 

@@ -39,7 +39,6 @@ def test_values_and_gradients_are_those_of_linear(batch, bias, shape, dtype):
     actual = torch.autograd.grad((y * direction).sum().abs(), [x, *layer.parameters()])
     expected = torch.autograd.grad((twin * direction).sum().abs(), [x, matrix] + ([vector] if bias else []))
     as_matrix = [torch.view_as_complex(g) if dtype.is_complex and i else g for i, g in enumerate(actual)]
-    as_matrix[1] = as_matrix[1][: shape[1], : shape[0]]
     for mine, plain in zip(as_matrix, expected, strict=True):
         assert_rounding(mine, plain, n=n)
 
@@ -49,7 +48,7 @@ def test_values_and_gradients_are_those_of_linear(batch, bias, shape, dtype):
 def test_the_matrix_has_orthonormal_rows_or_columns(shape, dtype):
     layer = UnitaryLinear(*shape, dtype=dtype)
     n = max(shape)
-    assert layer.weight.shape == ((n, n, 2) if dtype.is_complex else (n, n))
+    assert layer.weight.shape == (shape[1], shape[0], *([2] if dtype.is_complex else []))
     assert layer.weight.is_contiguous()
     assert layer.matrix.shape == (shape[1], shape[0])
     assert layer.matrix.dtype == dtype

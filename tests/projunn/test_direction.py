@@ -30,7 +30,7 @@ def dense_msign(s: Tensor) -> Tensor:
 
 
 def dense_step(w: Tensor, m: Tensor, variant: str, length: float) -> Tensor:
-    """The step of full rank: ``W exp(-theta msign(S))``, or ``W`` times the unitary matrix nearest to ``I - theta J``."""
+    """The step of full rank: ``W exp(-theta msign(S))``, or W times the unitary matrix nearest to ``I - theta J``."""
     if w.size(-2) > w.size(-1):
         return dense_step(w.mH, m.mH, variant, length).mH
     j = dense_msign(skew(w.mH @ m))

@@ -63,10 +63,27 @@ def test_t_is_the_geodesic_step(problem):
     assert relative(result, geodesic(problem)) <= BOUND[result.dtype] * max(1.0, problem.scale / 5)
 
 
+def test_a_singular_sum_of_rectangles_stays_on_the_manifold():
+    """What the update takes away may be all that a row has, with nothing in its place, or little."""
+    for m, n in ((3, 5), (5, 3), (4, 5)):
+        w = haar_unitary(m, n, dtype=torch.float64)
+        for left in (0.0, 1e-18, 1e-9):
+            a, b = w[:, :2].clone(), torch.eye(n, 2, dtype=torch.float64)  # W + a b^H is without two columns
+            assert_unitary(projunn_d(w, (left - 1) * a, b))
+            assert_unitary(projunn_d(w, (left - 1) * torch.eye(m, 2, dtype=torch.float64), w[:2].mH.clone()))
+
+
 @given(problems(max_scale=1e-2))
 def test_d_and_t_agree_to_first_order(problem):
-    d, t = (f(wide(problem.weight), wide(problem.a), wide(problem.b)) for f in (projunn_d, projunn_t))
-    assert torch.linalg.matrix_norm(d - t).max() <= 2 * problem.scale**2 + 100 * eps(torch.float64)
+    weight, a, b = map(wide, (problem.weight, problem.a, problem.b))
+    d = projunn_d(weight, a, b)
+    # T moves a rectangle by half of what the update has outside its rows or columns, D by all of it.
+    if weight.size(-2) < weight.size(-1):
+        b = 2 * b - weight.mH @ (weight @ b)
+    elif weight.size(-2) > weight.size(-1):
+        a = 2 * a - weight @ (weight.mH @ a)
+    t = projunn_t(weight, a, b)
+    assert torch.linalg.matrix_norm(d - t).max() <= 4 * problem.scale**2 + 100 * eps(torch.float64)
 
 
 @given(problems(max_scale=0.5))
@@ -147,8 +164,9 @@ def test_any_layout_of_the_factors(layout):
 @pytest.mark.parametrize(
     ("weight", "a", "b", "message"),
     [
-        (torch.eye(3, 4), torch.ones(3, 1), torch.ones(3, 1), r"square weight.*\(3, 4\)"),
-        (torch.ones(3), torch.ones(3, 1), torch.ones(3, 1), r"square weight.*\(3,\)"),
+        (torch.eye(3, 4), torch.ones(3, 1), torch.ones(3, 1), r"expected b of shape \(4, k\).*\(3, 1\)"),
+        (torch.eye(4, 3), torch.ones(3, 1), torch.ones(3, 1), r"expected a of shape \(4, k\), got \(3, 1\)"),
+        (torch.ones(3), torch.ones(3, 1), torch.ones(3, 1), r"weight of shape \(\.\.\., m, n\), got shape \(3,\)"),
         (torch.eye(3), torch.ones(4, 1), torch.ones(4, 1), r"expected a of shape \(3, k\), got \(4, 1\)"),
         (torch.eye(3), torch.ones(3, 1), torch.ones(3, 2), r"expected b of shape \(3, k\).*\(3, 2\)"),
         (torch.eye(3), torch.ones(3), torch.ones(3), r"expected a of shape"),

@@ -21,7 +21,7 @@ TERMS = 2
 
 
 def times_thin(matrix: Tensor, thin: Tensor) -> Tensor:
-    """``M v`` ``(..., m, k)`` of a k-major ``v`` ``(..., n, k)`` and a row-major ``M`` ``(..., m, n)``, or its adjoint."""
+    """``M v`` ``(..., m, k)`` of a row-major ``M`` ``(..., m, n)``, or the adjoint of one, and a k-major ``v``."""
     if _is_adjoint(matrix):
         return thin_times(thin, matrix.mH).mH
     whole = _rows_in_panels(matrix)
@@ -33,7 +33,7 @@ def times_thin(matrix: Tensor, thin: Tensor) -> Tensor:
 
 
 def thin_times(thin: Tensor, matrix: Tensor) -> Tensor:
-    """``u^H M`` ``(..., k, n)`` of a k-major ``u`` ``(..., m, k)`` and a row-major ``M`` ``(..., m, n)``, or its adjoint."""
+    """``u^H M`` ``(..., k, n)`` of a row-major ``M`` ``(..., m, n)``, or the adjoint of one, and a k-major ``u``."""
     if _is_adjoint(matrix):
         return times_thin(matrix.mH, thin).mH
     whole = _rows_in_panels(matrix)

@@ -38,8 +38,9 @@ from .rotation import plane_of
 # Note [The tangent part of a rectangle]
 # A wide W turns from the right, by S = skew(W^H M). In the frame of the rows of W and of what is outside them
 #     S = [[X, Y], [-Y^H, 0]]    and    W S = (M - W M^H W) / 2 = [X, Y],
-# so that the same M_t is sampled of all shapes. Its own skew(W^H M_t) has only half of Y; with a sample A V^H of M_t,
-# S is skew(W^H A B^H) for B = (2 - W^H W) V, which doubles what is outside. A B^H is what the step uses of the momentum.
+# so that the same M_t is sampled of all shapes. Its own skew(W^H M_t) has only half of Y. So of a sample A V^H of M_t
+# it is skew(W^H A B^H) that stands for S, with B = (2 - W^H W) V, which doubles what is outside, and A B^H is what the
+# step uses of the momentum. A tall W turns as the adjoint of a wide one.
 
 # Note [Planes that are noise]
 # The sample's left and right factors span nearly the same plane once it is tangent, so that z = skew(s) has singular

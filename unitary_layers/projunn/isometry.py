@@ -16,8 +16,8 @@ from ..linalg.unitary import double
 
 # Note [The nearest isometry]
 # Let W (..., m, n) have orthonormal rows, m < n, and let the r = min(m, 2 k) columns of P be an orthonormal basis of
-# [a, W b], in the space of the outputs. The adjoint W^H + b a^H takes P to X = W^H P + b (a^H P), and what is orthogonal
-# to P to W^H times that, which is orthogonal to X. So the nearest isometry has the polar factor of X in the place of X.
+# [a, W b], in the space of the outputs. The adjoint W^H + b a^H takes P to X = W^H P + b (a^H P), and all that is
+# orthogonal to P to something orthogonal to X, as W^H does. So the nearest isometry has the polar factor of X for X.
 # X lies in the span of W^H P and of N, an orthonormal basis of what b has outside the rows of W, b = W^H W b + N nu:
 #     X = [W^H P, N] x,    x = [I + (P^H W b) (a^H P);  nu (a^H P)]
 # whose polar factor is that of the small x, r + k by r, in double precision. A square W has no N, and this is Note [A

@@ -30,9 +30,9 @@ from .isometry import nearest_isometry, refuse_overflow
 # updates, parallel factors, rank-deficient factors, 2 k >= n and n = 1 take no branch of their own.
 
 # Note [The larger side turns]
-# A wide W (..., m, n), m < n, has orthonormal rows: W W^H = I. Then W c = a still, and everything above holds but one
-# thing: W exp(..) is a geodesic of the action of U(n) on such matrices, while W p of a polar factor p is not the nearest
-# one of them to W + a b^H; see Note [The nearest isometry]. A tall W is the adjoint of a wide one, W^H + b a^H.
+# A wide W (..., m, n), m < n, has orthonormal rows: W W^H = I. Then W c = a still, and T is as above, a geodesic of the
+# action of U(n) on such matrices. D is not, since W times a polar factor is not the nearest one of them to W + a b^H;
+# see Note [The nearest isometry]. A tall W is the adjoint of a wide one, W^H + b a^H.
 
 # Note [The small problem in double precision]
 # s and p are r x r and cost nothing, so they are computed in float64 whatever W is. Where I + s has entries of 1e4 next

@@ -162,7 +162,7 @@ class UpdateRule:
         return automatic_rank(n) if self.is_spectral else GRADIENT_RANK
 
     def suited(self, n: int, fit: Fit) -> "UpdateRule":
-        """The rule for a weight of a layer whose smaller side is n, with what suits it where the rule leaves it open."""
+        """The rule for a weight whose smaller side is n, with what suits its layer where the rule leaves it open."""
         if not self.is_spectral or (self.lr is not None and self.rank != "auto"):
             return self
         rank = automatic_rank(n, fit.share) if self.rank == "auto" else self.rank

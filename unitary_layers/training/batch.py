@@ -14,7 +14,7 @@ from ..projunn.moments import Moments, Probes
 from ..projunn.rule import UpdateRule
 from .memory import Memory, remembered
 from .reduced import ReducedGradient
-from .weight import UnitaryWeight
+from .weight import UnitaryWeight, as_complex
 
 # Note [Small weights move together]
 # A step of a 64 x 64 weight is some fifty calls of operators with hardly any arithmetic in them, and a network has
@@ -65,8 +65,9 @@ def _memory_of(weight: UnitaryWeight, rule: UpdateRule, state: MutableMapping[Te
         if state is None:
             return None
         own, rank = state.setdefault(weight.parameter, {}), rule.rank_of(min(weight.shape))
-        stored = remembered(own, weight.parameter, rank, is_pairs=weight.is_complex)
-    return stored.as_matrices()
+        stored = remembered(own, weight.parameter, Memory.shapes(weight.parameter.shape, weight.matrix.shape, rank))
+    course = as_complex(stored.course, weight.is_complex)
+    return Memory(weight.as_matrix(stored.momentum), stored.slope, course)
 
 
 @dataclass(frozen=True)
@@ -194,5 +195,5 @@ def _kind(step: Step) -> tuple[object, ...] | None:
     if parameter.numel() > LARGEST or type(direction) not in (DenseGradient, LowRank, ReducedGradient):
         return None
     sampled = (direction.rank, _probes(step) is not None) if type(direction) is LowRank else None
-    kind = (parameter.shape, parameter.dtype, parameter.device, step.weight.is_complex, step.memory is not None)
+    kind = (parameter.shape, parameter.dtype, parameter.device, step.weight.matrix.shape, step.memory is not None)
     return step.rule, *kind, sampled, group

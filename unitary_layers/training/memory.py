@@ -10,7 +10,7 @@ from ..linalg import LowRank
 from ..projunn.slope import STATE
 
 # Note [Where the momentum lives]
-# The momentum M of a weight has as many numbers as the weight. With an optimiser at hand, under attach(model, optimizer) and in
+# The momentum M of a weight is as large as the weight. With an optimiser at hand, under attach(model, optimizer) and in
 # ProjUNN, it is "projunn_momentum" in the optimiser's state of the parameter, stored as the parameter is: state dicts
 # of the optimiser, torch's distributed ones included, know it as they know the state of any parameter, and a saved
 # model does not grow; see Note [A guest in the state dict]. Without one, under projunn_step and attach(model), there is
@@ -19,6 +19,9 @@ from ..projunn.slope import STATE
 # gradient never becomes a matrix and has no momentum. Where gradients are shared, each rank keeps that of its own
 # gradients: M is linear in them, so the mean of the ranks' M is the M of the mean gradient, and all subtract the same
 # sample.
+
+
+Shapes = list[torch.Size]
 
 
 class Memory(NamedTuple):
@@ -41,31 +44,24 @@ class Memory(NamedTuple):
         left, right = self.course.mT.split(self.momentum.shape[-2:], dim=-2)
         return LowRank(left, right)
 
-    def as_matrices(self) -> "Memory":
-        """What is stored, with pairs as complex numbers, as views."""
-        is_pairs = self.momentum.ndim > self.slope.ndim + 1
-        momentum, course = (torch.view_as_complex(t) if is_pairs else t for t in (self.momentum, self.course))
-        return Memory(momentum, self.slope, course)
-
     @staticmethod
-    def shapes(shape: torch.Size, rank: int, *, is_pairs: bool) -> "Shapes":
-        """The shapes of what is stored for weights ``(..., m, n)``, or for pairs ``(..., m, n, 2)``."""
-        shape, pair = (shape[:-1], shape[-1:]) if is_pairs else (shape, torch.Size())
-        *batch, m, n = shape
+    def shapes(stored: torch.Size, matrices: torch.Size, rank: int) -> Shapes:
+        """The shapes of what is stored for a parameter of one shape that stands for matrices ``(..., m, n)``."""
+        *batch, m, n = matrices
+        pair = () if stored.numel() == matrices.numel() else (2,)
         course = (*batch, min(max(m, n), 2 * rank), m + n, *pair)
-        return [shape + pair, torch.Size((*batch, STATE)), torch.Size(course)]
+        return [stored, torch.Size((*batch, STATE)), torch.Size(course)]
 
 
-Shapes = list[torch.Size]
 KEYS = tuple(f"projunn_{name}" for name in Memory._fields)
 
 
-def remembered(own: MutableMapping[str, Any], parameter: Tensor, rank: int, *, is_pairs: bool) -> Memory:
-    """The memory of a parameter in an optimiser's state of it, as it is stored; zeros at first, or for another rank.
+def remembered(own: MutableMapping[str, Any], parameter: Tensor, shapes: Shapes) -> Memory:
+    """The memory of a parameter in an optimiser's state of it, as it is stored; zeros where another shape was.
 
     It follows the parameter to another dtype or device.
     """
-    for key, shape in zip(KEYS, Memory.shapes(parameter.shape, rank, is_pairs=is_pairs), strict=True):
+    for key, shape in zip(KEYS, shapes, strict=True):
         fits = key in own and own[key].shape == shape
         own[key] = own[key].to(parameter) if fits else parameter.new_zeros(shape)
     return Memory(*(own[key].detach() for key in KEYS))

@@ -76,7 +76,7 @@ class Move(NamedTuple):
         batch: the weights.
         sample: what stood for their gradients.
         change: what is to be added to them, ``(..., m, n)``.
-        memory: what is then to be remembered, if anything is; but for the momentum, which still has in it what was used.
+        memory: what is then to be remembered, if anything is; but what was used is still in the momentum.
         used: the part of the momentum that the change follows, if there is one.
     """
 

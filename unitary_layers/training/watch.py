@@ -59,5 +59,5 @@ def watch(weights: Iterable[UnitaryWeight]) -> None:
 
 
 def rounding_tolerance(weight: UnitaryWeight, dtype: torch.dtype | None = None) -> float:
-    """The ``|W^H W - I|_F`` up to which a matrix counts as unitary, n its larger side: 10 (n + 1) eps of what stores it."""
+    """The ``|W^H W - I|_F`` up to which a matrix of larger side n counts as unitary: 10 (n + 1) eps of its storage."""
     return 10 * (max(weight.shape) + 1) * torch.finfo(weight.parameter.dtype if dtype is None else dtype).eps

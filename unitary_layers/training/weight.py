@@ -101,7 +101,7 @@ class UnitaryWeight:
 
     Attributes:
         name: name of the parameter, qualified by the module tree it was found in.
-        parameter: what is stored, ``(..., m, n)``, or ``(..., m, n, 2)`` for a complex weight.
+        parameter: what is stored, ``(..., m, n)``, or ``(..., m, n, 2)`` for a complex weight; see also ``unfolded``.
         is_complex: whether the parameter holds pairs (real part, imaginary part).
         declared: the rule of its layer, which may leave open what suits the layer; see :attr:`rule`.
         count: int64 buffer ``()``, number of its steps so far.
@@ -115,6 +115,7 @@ class UnitaryWeight:
         group: the ranks that it shares its gradients with, or None.
         scaler: what scales the losses; see Note [Unscaled in backward].
         fit: what suits the layer where the rule leaves it open.
+        unfolded: the shape ``(..., m, n)`` of the matrices, if the parameter is stored in another one.
     """
 
     name: str
@@ -131,6 +132,7 @@ class UnitaryWeight:
     group: ProcessGroup | None = None
     scaler: GradScaler | None = None
     fit: Fit = field(default_factory=Fit)
+    unfolded: torch.Size | None = None
 
     @property
     def rule(self) -> UpdateRule:
@@ -140,6 +142,8 @@ class UnitaryWeight:
     @property
     def shape(self) -> torch.Size:
         """(m, n), of a weight ``(..., m, n)``."""
+        if self.unfolded is not None:
+            return self.unfolded[-2:]
         return self.parameter.shape[-3:-1] if self.is_complex else self.parameter.shape[-2:]
 
     @property
@@ -150,12 +154,12 @@ class UnitaryWeight:
     @property
     def matrix(self) -> Tensor:
         """The unitary matrices ``(..., m, n)``, a view of the parameter's memory without a graph."""
-        return as_matrix(self.parameter.detach(), self.is_complex)
+        return self.as_matrix(self.parameter.detach())
 
     @property
     def previous_factor(self) -> Tensor | None:
         """The left factor of the step before ``(..., m, k)``, for the power sampler."""
-        return None if self.previous is None else as_matrix(self.previous, self.is_complex)
+        return None if self.previous is None else as_complex(self.previous, self.is_complex)
 
     @property
     def gradient(self) -> GradientOperator | LowRank | None:
@@ -174,7 +178,7 @@ class UnitaryWeight:
             return None
         if gradient.layout != torch.strided:
             raise RuntimeError(f"expected a dense gradient of the unitary weight {self.name!r}, got {gradient.layout}")
-        return DenseGradient(as_matrix(gradient.detach().contiguous(), self.is_complex))
+        return DenseGradient(self.as_matrix(gradient.detach().contiguous()))
 
     @property
     def is_factored(self) -> bool:
@@ -188,7 +192,16 @@ class UnitaryWeight:
         # Spelt out: dataclasses.replace takes four times as long.
         parts = (self.parameter, self.is_complex, self.declared, self.count, self.previous)
         state = (self.moments, self.memory, self.collected)
-        return UnitaryWeight(name, *parts, index, *state, self.seen, self.group, self.scaler, self.fit)
+        return UnitaryWeight(name, *parts, index, *state, self.seen, self.group, self.scaler, self.fit, self.unfolded)
+
+    def as_matrix(self, stored: Tensor) -> Tensor:
+        """The matrices ``(..., m, n)`` that a contiguous tensor, stored as the parameter is, stands for, as a view."""
+        return as_complex(as_unfolded(stored, self.unfolded, self.is_complex), self.is_complex)
+
+    def as_stored(self, matrix: Tensor) -> Tensor:
+        """The inverse of :meth:`as_matrix`."""
+        stored = torch.view_as_real(matrix) if self.is_complex else matrix
+        return stored if self.unfolded is None else stored.reshape(self.parameter.shape)
 
     def drop_gradient(self) -> None:
         """Forgets the gradient, as ``zero_grad`` does."""
@@ -205,9 +218,14 @@ class UnitaryOwner(Protocol):
         ...
 
 
-def as_matrix(stored: Tensor, is_complex: bool) -> Tensor:
-    """The matrix that a stored tensor stands for: a complex view of real pairs ``(..., 2)``, or the tensor itself."""
+def as_complex(stored: Tensor, is_complex: bool) -> Tensor:
+    """What a stored tensor stands for: a complex view of real pairs ``(..., 2)``, or the tensor itself."""
     return torch.view_as_complex(stored) if is_complex else stored
+
+
+def as_unfolded(stored: Tensor, shape: torch.Size | None, is_complex: bool) -> Tensor:
+    """A stored tensor as matrices of this shape, pairs aside; itself where there is no such shape."""
+    return stored if shape is None else stored.view(shape + stored.shape[-1:] if is_complex else shape)
 
 
 def unitary_weights(module: nn.Module) -> Iterator[UnitaryWeight]:

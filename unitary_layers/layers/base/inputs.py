@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from ...linalg.check import FLOATING, check_dense
+from ...projunn.rule import UpdateRule
+from ...projunn.sampling import LINEAR_SAMPLERS
 
+GRADIENTS = ("dense", "factored")
 HALF = (torch.float16, torch.bfloat16)
 LARGEST = 2**31 - 1  # of a size; beyond it kernels lose count before the memory ends
 
@@ -81,3 +84,20 @@ def dtype_differs(x: Tensor, like: Tensor) -> bool:
 def without_autocast(device: str) -> AbstractContextManager[object]:
     """Full precision on a type of device, also where there is no autocast, as on the meta device."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def check_rule(rule: UpdateRule, gradient: str) -> None:
+    """Refuses what is no rule, or none for gradients of this form.
+
+    Raises:
+        ValueError: for another object, an unknown form, or a sampler that needs a matrix where there is none.
+    """
+    if not isinstance(rule, UpdateRule):
+        raise ValueError(f"expected update to be an UpdateRule, got {rule!r}")
+    if gradient not in GRADIENTS:
+        raise ValueError(f"expected gradient to be one of {GRADIENTS}, got {gradient!r}")
+    if gradient == "factored" and rule.sampler not in LINEAR_SAMPLERS:
+        raise ValueError(
+            f'expected a sampler of {LINEAR_SAMPLERS} with gradient="factored", which forms no matrix; got '
+            f"{rule.sampler!r}"
+        )

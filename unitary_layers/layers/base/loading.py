@@ -5,7 +5,6 @@ And casting such a module to a higher precision, in which what was unitary is so
 
 import warnings
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,24 +14,17 @@ from ...linalg import nearest_unitary, unitarity_error
 from ...linalg.check import REAL
 from ...training.memory import Memory
 from ...training.watch import rounding_tolerance
-from ...training.weight import UnitaryWeight, as_matrix
+from ...training.weight import UnitaryWeight
 from .inputs import HALF
+from .states import STATE, state_names
 
 STATE_VERSION = 2  # of the names, shapes and meaning of what a state dict holds; see Note [Format 1]
-STATE = ("count", "previous", "row_moments", "column_moments", *Memory._fields)  # buffers of a weight, after its name
-
 # Note [Format 1]
 # In the first format a rectangular weight was stored as a square matrix of its larger side, of which the first rows and
 # columns were used, and so were the matrices of its update. What is used is cut out of those. Which format a tensor has
 # is told by its shape: safetensors and averages of weights keep no version.
 
 SIGNED = ("_previous", *(f"_{name}" for name in Memory._fields))  # those that may be negative
-
-
-@lru_cache
-def state_names(name: str) -> tuple[str, ...]:
-    """Names of the buffers that a weight of this name has, or may have."""
-    return tuple(f"{name}_{state}" for state in STATE)
 
 
 def is_too_new(metadata: dict[str, Any], name: str, errors: list[str]) -> bool:
@@ -132,12 +124,13 @@ def _cut_squares(state_dict: dict[str, Any], key: str, weight: UnitaryWeight) ->
     square = torch.Size((*weight.matrix.shape[:-2], max(m, n), max(m, n), *pair))
     if getattr(state_dict.get(key), "shape", None) != square:
         return
-    batch = (slice(None),) * (weight.matrix.ndim - 2)
+    batch = [slice(None)] * (weight.matrix.ndim - 2)
     used = {"": (slice(m), slice(n)), "_momentum": (slice(m), slice(n)), "_previous": (slice(m),)}
     used |= {"_row_moments": (slice(m),), "_column_moments": (slice(n),)}
     for state, part in used.items():
-        if isinstance(value := state_dict.get(key + state), Tensor) and value.ndim >= len(batch) + len(part):
-            state_dict[key + state] = value[(*batch, *part)].contiguous()
+        index = (*batch, *part)
+        if isinstance(value := state_dict.get(key + state), Tensor) and value.ndim >= len(index):
+            state_dict[key + state] = value[index].contiguous()
 
 
 def _flaw(name: str, loaded: Tensor, *, signed: bool) -> str | None:
@@ -155,19 +148,19 @@ def _flaw(name: str, loaded: Tensor, *, signed: bool) -> str | None:
 def _on_manifold(key: str, loaded: Tensor, weight: UnitaryWeight, assign: bool) -> Tensor:
     """What to load for a unitary weight: itself, or the nearest unitary one."""
     stored = loaded.detach().to(torch.promote_types(loaded.dtype, torch.float32)).contiguous()
-    matrix = as_matrix(stored, weight.is_complex)
+    matrix = weight.as_matrix(stored)
     dtype = stored.dtype if assign else weight.parameter.dtype
     error, tolerance = float(unitarity_error(matrix).amax()), rounding_tolerance(weight, dtype)
     if error <= tolerance:
         return loaded if loaded.is_contiguous() and loaded.dtype == stored.dtype else stored
-    nearest = nearest_unitary(wide := as_matrix(stored.to(dtype), weight.is_complex))
+    nearest = nearest_unitary(wide := weight.as_matrix(stored.to(dtype)))
     moved = float(torch.linalg.vector_norm(nearest - wide) / torch.linalg.vector_norm(wide))
     warnings.warn(
         f"the loaded weight {key!r} is not unitary: expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}; "
         f"the nearest unitary matrix is used instead, which is |W' - W| / |W| = {moved:.1e} away",
         stacklevel=2,
     )
-    return torch.view_as_real(nearest) if weight.is_complex else nearest
+    return weight.as_stored(nearest)
 
 
 def _complete(state_dict: dict[str, Any], key: str, weight: UnitaryWeight) -> None:

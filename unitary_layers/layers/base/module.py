@@ -12,17 +12,15 @@ from torch.distributed import ProcessGroup
 from ...init import INITS
 from ...projunn.moments import Moments
 from ...projunn.rule import SPECTRAL_LENGTH, Fit, UpdateRule
-from ...projunn.sampling import LINEAR_SAMPLERS
 from ...training.factored.unused import notice_unused_samples
 from ...training.memory import Memory
 from ...training.owners import register_owner
 from ...training.watch import rounding_tolerance
-from ...training.weight import UnitaryWeight, as_matrix, record_of
-from .inputs import HALF, as_dtype, as_real
-from .loading import STATE, STATE_VERSION, is_too_new, prepare_state, settle, state_names
+from ...training.weight import UnitaryWeight, as_complex, record_of
+from .inputs import HALF, as_dtype, as_real, check_rule
+from .loading import STATE_VERSION, is_too_new, prepare_state, settle
 from .methods import UnitaryMethods
-
-GRADIENTS = ("dense", "factored")
+from .states import STATE, state_names, state_shapes
 
 # Note [Storage]
 # A complex weight is stored as a real parameter of pairs (..., 2) and read through view_as_complex. With a native
@@ -72,19 +70,16 @@ class UnitaryModule(UnitaryMethods):
         super().__init__()
         self._registered: dict[str, int] = {}  # name: the id of its parameter; see forward.py
         dtype = as_dtype(dtype)
-        if not isinstance(update, UpdateRule):
-            raise ValueError(f"expected update to be an UpdateRule, got {update!r}")
         if not callable(init) and init not in (inits := (*INITS, *self.extra_inits)):
             raise ValueError(f"expected init to be a function or one of {inits}, got {init!r}")
-        if gradient not in GRADIENTS:
-            raise ValueError(f"expected gradient to be one of {GRADIENTS}, got {gradient!r}")
+        check_rule(update, gradient)
         self.is_complex = dtype.is_complex
         self.init = init
         self.gradient = gradient
-        self._check_sampler(update)
         self.process_group: ProcessGroup | None = None
         self.grad_scaler: GradScaler | None = None
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
+        self._unfolded: dict[str, torch.Size] = {}  # name: shape of its matrices, if it is stored in another one
         self._update = update
         register_owner(self)
         if gradient == "factored":
@@ -97,9 +92,7 @@ class UnitaryModule(UnitaryMethods):
 
     @update.setter
     def update(self, rule: UpdateRule) -> None:
-        if not isinstance(rule, UpdateRule):
-            raise ValueError(f"expected update to be an UpdateRule, got {rule!r}")
-        self._check_sampler(rule)
+        check_rule(rule, self.gradient)
         self._update = rule
         for name in self._unitary:
             self._register_state(name, self._unitary[name])
@@ -113,8 +106,15 @@ class UnitaryModule(UnitaryMethods):
         """An unfilled ordinary parameter of the layer's dtype; complex ones are stored as pairs ``(*shape, 2)``."""
         return nn.Parameter(self._empty(shape, device, dtype))
 
-    def register_unitary(self, name: str, shape: Sequence[int], device: Any, dtype: torch.dtype | None) -> None:
-        """Registers an unfilled unitary parameter ``(..., m, n)`` and the buffers of its update."""
+    def register_unitary(
+        self, name: str, shape: Sequence[int], device: Any, dtype: torch.dtype | None, unfolded: Any = None
+    ) -> None:
+        """Registers an unfilled unitary parameter ``(..., m, n)`` and the buffers of its update.
+
+        One of another shape stands for the matrices of the shape ``unfolded`` ``(..., m, n)`` that a view makes of it.
+        """
+        if unfolded is not None:
+            self._unfolded[name] = torch.Size(unfolded)
         stored = self._empty(shape, device, dtype)
         parameter = nn.Parameter(stored.to(torch.promote_types(stored.dtype, torch.float32)))
         self.register_parameter(name, parameter)
@@ -136,7 +136,7 @@ class UnitaryModule(UnitaryMethods):
 
     def value(self, name: str, like: Tensor | None = None) -> Tensor:
         """The parameter as the real or complex tensor that it stands for, in half precision where ``like`` is."""
-        value = as_matrix(getattr(self, name), self.is_complex)
+        value = as_complex(getattr(self, name), self.is_complex)
         return value.to(like.dtype) if like is not None and like.dtype in HALF else value
 
     def own_unitary_weights(self) -> Iterator[UnitaryWeight]:
@@ -164,6 +164,7 @@ class UnitaryModule(UnitaryMethods):
             self.process_group,
             self.grad_scaler,
             Fit(self.step_length / self.uses**0.5, self.rank_share),
+            self._unfolded.get(name),
         )
 
     def extra_repr_of_rule(self, default_init: str) -> list[str]:
@@ -176,13 +177,6 @@ class UnitaryModule(UnitaryMethods):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         return torch.empty((*shape, 2) if dtype.is_complex else tuple(shape), device=device, dtype=dtype.to_real())
 
-    def _check_sampler(self, rule: UpdateRule) -> None:
-        if self.gradient == "factored" and rule.sampler not in LINEAR_SAMPLERS:
-            raise ValueError(
-                f'expected a sampler of {LINEAR_SAMPLERS} with gradient="factored", which forms no matrix; got '
-                f"{rule.sampler!r}"
-            )
-
     def _kept(self) -> dict[str, bool]:
         """The parameters and buffers that never fall below float32, and whether they may be given as complex."""
         parameters = dict.fromkeys(self._parameters, True) if self.is_complex else self._unitary
@@ -191,14 +185,9 @@ class UnitaryModule(UnitaryMethods):
     def _register_state(self, name: str, is_pairs: bool) -> None:
         """The buffers of the rule: the left factor of the last step, the moments of rows and columns, the memory."""
         parameter = getattr(self, name)
-        *batch, m, n = parameter.shape[:-1] if is_pairs else parameter.shape
-        rule = self._update.suited(min(m, n), Fit(share=self.rank_share))
-        rank = rule.rank_of(min(m, n))
-        factor = torch.Size((*batch, m, rank, *([2] if is_pairs else [])))
-        shapes = [factor if rule.sampler == "power" else None]
-        shapes += [torch.Size((*batch, side)) if rule.precondition else None for side in (m, n)]
-        memory = Memory.shapes(parameter.shape, rank, is_pairs=is_pairs)
-        shapes += memory if rule.momentum and self.gradient == "dense" else [None] * len(memory)
+        matrices = self._unfolded.get(name, parameter.shape[:-1] if is_pairs else parameter.shape)
+        rule = self._update.suited(min(matrices[-2:]), Fit(share=self.rank_share))
+        shapes = state_shapes(rule, parameter.shape, matrices, is_dense=self.gradient == "dense")
         for state, shape in zip(STATE[1:], shapes, strict=True):
             present = self._buffers.pop(f"{name}_{state}", None)  # and none that is None: torch.export miscounts them
             if shape is not None:

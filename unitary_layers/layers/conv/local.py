@@ -42,7 +42,7 @@ class LocalSupport:
         return max(self.in_channels, self.out_channels // math.prod(self.stride))
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """Of the mixing matrices ``(groups, out_channels, m s)`` and of those that shift ``(groups * f, m, m // 2)``."""
+        """Of the mixing matrices ``(groups, m', n')`` and of those that shift ``(groups * f, m, m // 2)``, if any."""
         m, shifts = self.channels, shift_count(self.kernel_size, self.stride)
         mixing = (self.groups, self.out_channels, m * math.prod(self.stride))
         return mixing, (self.groups * shifts, m, m // 2) if shifts and m > 1 else None

@@ -14,10 +14,11 @@ from torch import Tensor
 from ..check import REAL, check_dense, check_dtype
 
 # Note [A local kernel from orthogonal matrices]
-# The projection P = V V^T of an m x m/2 matrix V with orthonormal columns splits the channels in two halves. To shift one half by a pixel against the other, x_t -> P x_t + (I - P) x_{t+1}, is an orthogonal map of
-# periodic signals of any length; a kernel of k taps along a side is a product of k - 1 such shifts. A stride s comes
-# last: s x s pixels become s^2 channels, which one orthogonal matrix mixes; so k taps with a stride of s have k - s
-# shifts. Each V and the mixing matrix moves by projUNN as any other weight.
+# The projection P = V V^T of an m x m/2 matrix V with orthonormal columns splits the channels in two halves. To shift
+# one half by a pixel against the other, x_t -> P x_t + (I - P) x_{t+1}, is an orthogonal map of periodic signals of any
+# length; a kernel of k taps along a side is a product of k - 1 such shifts. A stride s comes last: s x s pixels become
+# s^2 channels, which one orthogonal matrix mixes; so k taps with a stride of s have k - s shifts. Each V and the mixing
+# matrix moves by projUNN as any other weight.
 
 
 def shift_count(kernel_size: Sequence[int], stride: Sequence[int]) -> int:

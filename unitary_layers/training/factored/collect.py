@@ -11,7 +11,7 @@ from ...linalg.lowrank import k_major
 from ...projunn.gradient import DenseGradient, FactoredGradient, GradientOperator, SummedGradient
 from ...projunn.sampling import recompressed
 from ..parallel.shared import check_alone
-from ..weight import UnitaryWeight, as_matrix
+from ..weight import UnitaryWeight
 from .once import once_differentiable
 
 # Note [Sampling inside backward]
@@ -125,7 +125,7 @@ def operator_of(weight: UnitaryWeight, delta: Tensor, input: Tensor) -> Factored
         delta, input = _at_least_float32(delta), _at_least_float32(input)
     if weight.group is not None:
         input = input.clone()  # its owner may write the next batch into it before the step
-    batch = as_matrix(weight.parameter, weight.is_complex).shape[:-2]
+    batch = weight.matrix.shape[:-2]
     delta, input = (x.reshape(*batch, -1, x.size(-1)) for x in (delta, input))
     return FactoredGradient(delta, input)
 

@@ -15,7 +15,7 @@ from ...projunn.gradient import DenseGradient
 from ...projunn.sampling import LINEAR_SAMPLERS
 from ..batch import Step, batches
 from ..reduced import ReducedGradient
-from ..weight import UnitaryWeight, as_matrix, unitary_weights
+from ..weight import UnitaryWeight, unitary_weights
 from .shared import check_whole
 
 # Note [Sampled in the bucket]
@@ -92,7 +92,7 @@ def _sample(pairs: Sequence[tuple[UnitaryWeight, Tensor]], group: dist.ProcessGr
     steps, places = [], {}
     for weight, stored in pairs:
         # A bucket may begin at an odd number, where no view is complex.
-        matrix = as_matrix(stored.clone() if weight.is_complex else stored, weight.is_complex)
+        matrix = weight.as_matrix(stored.clone() if weight.is_complex else stored)
         steps.append(Step(weight, ReducedGradient(DenseGradient(matrix), group), weight.rule))
         places[weight.name] = stored
     for batch in batches(steps):
@@ -101,4 +101,4 @@ def _sample(pairs: Sequence[tuple[UnitaryWeight, Tensor]], group: dist.ProcessGr
             batch.direction, batch.keys, batch.stack(batch.matrices), batch.previous
         ).low_rank.matrix()
         for step, matrix in zip(batch.steps, batch.unstack(mean), strict=True):
-            places[step.weight.name].copy_(torch.view_as_real(matrix) if step.weight.is_complex else matrix)
+            places[step.weight.name].copy_(step.weight.as_stored(matrix))

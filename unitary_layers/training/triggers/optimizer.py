@@ -18,7 +18,7 @@ from ...projunn.rule import UpdateRule
 from ..batch import Step, step_of
 from ..owners import Lookup
 from ..step import step_from_gradients
-from ..weight import UnitaryWeight, as_matrix, clear_collected
+from ..weight import UnitaryWeight, clear_collected
 from .host import without_parameters
 
 DIRECTIONS = (None, "spectral", "gradient", "momentum", "rmsprop", "moments")
@@ -192,7 +192,7 @@ class ProjUNN(Optimizer):
         if name not in state:
             like = weight.matrix.real if real else weight.parameter
             state[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
-        return state[name] if real else as_matrix(state[name], weight.is_complex)
+        return state[name] if real else weight.as_matrix(state[name])
 
 
 def _rule(weight: UnitaryWeight, group: dict[str, Any]) -> UpdateRule:
