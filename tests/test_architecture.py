@@ -25,7 +25,7 @@ LEVELS = (
     ("training.factored.once", "training.factored.unused", "training.factored.collect"),
     ("training.factored.amp", "training.factored"),
     ("training.step",),
-    ("training.triggers.rates", "training.triggers.saved", "training.triggers.host"),
+    ("training.triggers.rates", "training.triggers.saved", "training.triggers.guests", "training.triggers.host"),
     ("training.triggers.attach", "training.triggers.optimizer"),
     ("training.triggers", "training"),
     # the modules themselves

@@ -244,10 +244,13 @@ def test_what_cannot_be_attached_is_refused():
         attach(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="got LBFGS"):
         attach(net, torch.optim.LBFGS(net.parameters()))
-    with pytest.raises(ValueError, match="base learning rate above 0"):
-        attach(net, torch.optim.SGD(net.parameters(), lr=0.0))
     with pytest.raises(ValueError, match="expected an optimizer with a GradScaler"):
         attach(net, scaler=torch.amp.GradScaler("cpu"))
+    with pytest.raises(ValueError, match="expected an optimizer with lr_scale"):
+        attach(net, lr_scale=0.5)
+    for bad in (-1.0, float("nan"), "0.1"):
+        with pytest.raises(ValueError, match="expected lr_scale to be a finite number of at least 0, got"):
+            attach(net, torch.optim.SGD(net.parameters(), lr=0.1), lr_scale=bad)
 
 
 def test_backward_trigger_is_refused_in_a_distributed_run(tmp_path, monkeypatch):

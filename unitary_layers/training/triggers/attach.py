@@ -19,8 +19,9 @@ from ..factored.amp import use_grad_scaler
 from ..owners import weights_of
 from ..step import step_from_gradients
 from ..weight import unitary_weights
+from .guests import Guest
 from .host import host_of
-from .rates import BaseRates
+from .rates import LrScale, check_lr_scale, keep_rates
 
 
 class AttachHandle:
@@ -35,7 +36,13 @@ class AttachHandle:
             self._removers.pop()()
 
 
-def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: GradScaler | None = None) -> AttachHandle:
+def attach(
+    module: nn.Module,
+    optimizer: Optimizer | None = None,
+    *,
+    scaler: GradScaler | None = None,
+    lr_scale: LrScale | None = None,
+) -> AttachHandle:
     """Makes an unmodified training loop train the unitary weights of a module.
 
     ``attach(model, optimizer)`` takes the projUNN step whenever the optimiser steps, and first: a gradient that is
@@ -43,8 +50,9 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
     own step the optimiser (and a hook on it that is registered later) does not see the unitary weights, so neither
     weight decay nor momentum nor a moving average inside it reaches them. Accumulation, clipping, ``GradScaler`` and
     ``maximize`` work as for any parameter, also within a closure; a step that the scaler skips is no step. A schedule
-    of the optimiser's learning rate scales the rules' rates by the same factor, relative to the base rate
-    (``group["initial_lr"]``, or the rate when the group was first seen). ``optimizer.zero_grad()`` reaches factored
+    of the optimiser's learning rate scales the rules' rates by its present value over its height: the rule's own rate
+    is reached where the schedule is highest. What is taken for the height, and for which schedules it is better to
+    give ``lr_scale``, is told in Note [What a rate is relative to]. ``optimizer.zero_grad()`` reaches factored
     gradients too, clipping does not, and a ``GradScaler`` has to be named, for they are no ``.grad`` (it also wants at
     least one other gradient to look at).
 
@@ -62,15 +70,17 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
         scaler: the ``GradScaler`` that scales the losses, needed where there are layers with ``gradient="factored"``.
             Their gradients are unscaled by it, and where one has overflowed the whole step is skipped. Layers that are
             added later are to be told by :func:`use_grad_scaler`.
+        lr_scale: the factor of the rules' rates, in the place of the schedule's: a number, or a function of the
+            weight's parameter group, asked at each step, as in ``lambda group: group["lr"] / peak``.
 
     Returns:
         A handle whose ``remove()`` undoes it.
 
     Raises:
         TypeError: for what is not a module or not an optimiser, or a wrapper of one that has no step hooks.
-        ValueError: if the module has no unitary weight; for LBFGS, which keeps its own list of parameters; for a base
-            rate of 0 (in the optimiser's step, if the group came later); for the second form, if a module is wrapped by
-            DistributedDataParallel, or with a scaler.
+        ValueError: if the module has no unitary weight; for LBFGS, which keeps its own list of parameters; for an
+            ``lr_scale`` that is no finite number of at least 0 (in the optimiser's step, if a function returns it); for
+            the second form, if a module is wrapped by DistributedDataParallel, or with a scaler or ``lr_scale``.
         RuntimeError: in the optimiser's step, for a layer that does not know the scaler, and as ``projunn_step``; then
             no unitary weight has been stepped.
     """
@@ -79,22 +89,24 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
     if next(unitary_weights(module), None) is None:
         raise ValueError(f"expected a module with unitary weights, got a {type(module).__name__} without any")
     if optimizer is not None:
-        return _attach_to_optimizer(module, optimizer, scaler)
+        check_lr_scale(lr_scale)
+        return _attach_to_optimizer(optimizer, Guest(module, scaler, lr_scale))
     if scaler is not None:
         raise ValueError("expected an optimizer with a GradScaler: attach(model) steps before gradients are unscaled")
+    if lr_scale is not None:
+        raise ValueError("expected an optimizer with lr_scale: attach(model) steps at the rate of each rule")
     return _attach_to_backward(module)
 
 
-def _attach_to_optimizer(module: nn.Module, optimizer: Optimizer, scaler: GradScaler | None) -> AttachHandle:
+def _attach_to_optimizer(optimizer: Optimizer, guest: Guest) -> AttachHandle:
     if isinstance(optimizer, LBFGS):
         raise ValueError("expected an optimizer that steps the parameters of its param_groups, got LBFGS")
-    BaseRates().factors(optimizer, [weight.parameter for weight in unitary_weights(module)])  # raises, if it does
-    host, entry = host_of(optimizer), (module, scaler)
-    if scaler is not None:
-        use_grad_scaler(module, scaler)
-    host.attached.append(entry)
-    host.rates.factors(optimizer, ())  # from now on relative to the present rates
-    return AttachHandle([partial(host.remove, optimizer, entry)])
+    host = host_of(optimizer)
+    if guest.scaler is not None:
+        use_grad_scaler(guest.module, guest.scaler)
+    host.guests.append(guest)
+    keep_rates(optimizer)  # those of groups that came after another module was attached
+    return AttachHandle([partial(host.remove, optimizer, guest)])
 
 
 class _BackwardHook:
