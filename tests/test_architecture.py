@@ -22,11 +22,11 @@ LEVELS = (
     ("training.memory", "training.weight", "training.owners", "training.watch"),
     ("training.reduced", "training.batch"),
     ("training.parallel.shared", "training.parallel.comm_hook", "training.parallel"),
-    ("training.factored.once", "training.factored.unused", "training.factored.collect"),
+    ("training.factored.once", "training.factored.collect"),
     ("training.factored.amp", "training.factored"),
     ("training.step",),
     ("training.triggers.rates", "training.triggers.saved", "training.triggers.guests", "training.triggers.host"),
-    ("training.triggers.attach", "training.triggers.optimizer"),
+    ("training.triggers.strangers", "training.triggers.attach", "training.triggers.optimizer"),
     ("training.triggers", "training"),
     # the modules themselves
     ("layers.base.inputs", "layers.base.loading", "layers.base.methods", "layers.base.module", "layers.base.forward"),

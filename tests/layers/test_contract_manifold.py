@@ -12,17 +12,19 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from unitary_layers import UnitaryLinear, UpdateRule, nearest_unitary, projunn_step, retract_
+from unitary_layers import UnitaryLinear, UpdateRule, attach, nearest_unitary, projunn_step, retract_
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training import unitary_weights
 
 
 def by_a_torch_optimiser(module: nn.Module) -> None:
-    """A user who forgot which of the two steps first, or projunn_step altogether."""
+    """A user who has detached an optimiser and goes on with it."""
     parameters = [weight.parameter for weight in unitary_weights(module)]
     for p in parameters:
         p.grad = torch.randn_like(p)
-    torch.optim.AdamW(parameters, lr=0.1).step()
+    optimizer = torch.optim.AdamW(parameters, lr=0.1)
+    attach(module, optimizer).remove()
+    optimizer.step()
     for p in parameters:
         p.grad = None
 

@@ -172,20 +172,6 @@ def test_a_host_step_that_raises_leaves_the_groups_whole():
     assert int(net[2].weight_count) == 1
 
 
-def test_a_copied_optimiser_is_not_attached_and_what_it_does_is_noticed():
-    net = model()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    attach(net, optimizer)
-    loss_of(net, 0).backward()
-    copy.copy(optimizer).step()
-    assert int(net[2].weight_count) == 0
-    with pytest.warns(UserWarning, match=r"'weight' \(6, 6\) was written by something else: expected .*, got"):
-        loss_of(net, 0)
-    optimizer.step()
-    assert int(net[2].weight_count) == 1
-    assert_unitary(net)
-
-
 @pytest.mark.parametrize("with_optimizer", [True, False])
 def test_detaching(with_optimizer):
     net = model()
@@ -194,8 +180,10 @@ def test_detaching(with_optimizer):
     handle.remove()
     handle.remove()
     loss_of(net, 0).backward()
-    optimizer.step()
     assert int(net[2].weight_count) == 0
+    if with_optimizer:
+        optimizer.step()
+        assert int(net[2].weight_count) == 0
 
 
 def test_backward_that_raised_does_not_stop_the_trigger():

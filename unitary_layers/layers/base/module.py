@@ -13,9 +13,8 @@ from ...init import INITS
 from ...projunn.moments import Moments
 from ...projunn.rule import SPECTRAL_LENGTH, Fit, UpdateRule
 from ...projunn.sampling import LINEAR_SAMPLERS
-from ...training.factored.unused import notice_unused_samples
 from ...training.memory import Memory
-from ...training.owners import register_owner
+from ...training.triggers.strangers import enrol
 from ...training.watch import rounding_tolerance
 from ...training.weight import UnitaryWeight, as_matrix, record_of
 from .inputs import HALF, as_dtype, as_real
@@ -86,9 +85,7 @@ class UnitaryModule(UnitaryMethods):
         self.grad_scaler: GradScaler | None = None
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
         self._update = update
-        register_owner(self)
-        if gradient == "factored":
-            notice_unused_samples()
+        enrol(self)
 
     @property
     def update(self) -> UpdateRule:
@@ -243,7 +240,7 @@ class UnitaryModule(UnitaryMethods):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's has no annotations
         self._note_registered()
-        register_owner(self)
+        enrol(self)
 
     def _note_registered(self) -> None:
         """For what has replaced parameters without :meth:`register_parameter`."""

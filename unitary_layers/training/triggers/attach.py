@@ -22,6 +22,7 @@ from ..weight import unitary_weights
 from .guests import Guest
 from .host import host_of
 from .rates import LrScale, check_lr_scale, keep_rates
+from .strangers import leave_alone, welcome
 
 
 class AttachHandle:
@@ -102,11 +103,13 @@ def _attach_to_optimizer(optimizer: Optimizer, guest: Guest) -> AttachHandle:
     if isinstance(optimizer, LBFGS):
         raise ValueError("expected an optimizer that steps the parameters of its param_groups, got LBFGS")
     host = host_of(optimizer)
+    welcome(optimizer)
     if guest.scaler is not None:
         use_grad_scaler(guest.module, guest.scaler)
-    host.guests.append(guest)
+    host.guests.modules.append(guest)
+    host.guests.held = None  # from now on it is told what to step
     keep_rates(optimizer)  # those of groups that came after another module was attached
-    return AttachHandle([partial(host.remove, optimizer, guest)])
+    return AttachHandle([partial(host.remove, optimizer, guest), partial(leave_alone, optimizer)])
 
 
 class _BackwardHook:

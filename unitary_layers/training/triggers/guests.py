@@ -11,6 +11,7 @@ from ...linalg import LowRank
 from ...projunn.gradient import GradientOperator
 from ..batch import Step, step_of
 from ..factored.amp import has_overflowed, tell_owners
+from ..owners import Lookup
 from ..step import step_from_gradients
 from ..weight import UnitaryWeight, clear_collected, unitary_weights
 from .rates import LrScale, factors
@@ -30,18 +31,41 @@ class Guest(NamedTuple):
     lr_scale: LrScale | None = None
 
 
-class Guests(list[Guest]):
-    """The modules of one optimiser; a weight that several of them have is that of the first."""
+class Guests:
+    """What is stepped beside one optimiser; a weight that several modules have is that of the first.
+
+    Attributes:
+        modules: those that were attached.
+        held: for an optimiser that was never attached the parameters that it holds, of which the unitary ones are
+            stepped; else None. See Note [Strangers].
+    """
+
+    def __init__(self) -> None:
+        self.modules: list[Guest] = []
+        self.held: list[Tensor] | None = None
+        self._lookup = Lookup()
+
+    def __bool__(self) -> bool:
+        return bool(self.modules) or self.held is not None
+
+    def look(self, optimizer: Optimizer) -> None:
+        """Sees which parameters an optimiser that was never attached holds, while all of them are in its groups."""
+        if self.held is not None:
+            self.held = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def _found(self) -> list[tuple[UnitaryWeight, LrScale | None]]:
+        """The unitary weights of all modules, each once, and the factor that its module has named."""
+        found = [(weight, guest.lr_scale) for guest in self.modules for weight in unitary_weights(guest.module)]
+        found += [(weight, None) for weight in self._lookup.weights(self.held or ()).values()]
+        return list({id(pair[0].parameter): pair for pair in reversed(found)}.values())[::-1]
 
     def weights(self) -> list[UnitaryWeight]:
-        """The unitary weights of all modules, each once."""
-        found = [weight for guest in self for weight in unitary_weights(guest.module)]
-        return list({id(weight.parameter): weight for weight in reversed(found)}.values())[::-1]
+        """The unitary weights, each once."""
+        return [weight for weight, _ in self._found()]
 
     def factors(self, optimizer: Optimizer) -> dict[Tensor, tuple[float, bool]]:
         """By weight the factor of its rule's rate, and whether to go up; raises where ``lr_scale`` is no factor."""
-        pairs = [(weight.parameter, guest.lr_scale) for guest in self for weight in unitary_weights(guest.module)]
-        return factors(optimizer, dict(reversed(pairs)))
+        return factors(optimizer, {weight.parameter: lr_scale for weight, lr_scale in self._found()})
 
     def take(self, optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> bool:
         """Takes the unitary step; False where an overflow that the scaler has not seen forbids it to the host too."""
@@ -49,7 +73,7 @@ class Guests(list[Guest]):
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf) > 0:
             return True  # and a fused host takes none
-        for module, scaler, _ in self:
+        for module, scaler, _ in self.modules:
             if scaler is not None and has_overflowed(module, scaler) and scaler.is_enabled():
                 clear_collected(weights)
                 for found in scaler._found_inf_per_device(optimizer).values():
@@ -70,9 +94,9 @@ class Guests(list[Guest]):
 
     def part_from(self, guest: Guest) -> None:
         """Lets one module go, whose layers then know of no scaler, if no other module that shares them does."""
-        self.remove(guest)
+        self.modules.remove(guest)
         if guest.scaler is not None:
             tell_owners(guest.module, None)
-            for module, scaler, _ in self:
+            for module, scaler, _ in self.modules:
                 if scaler is not None:
                     tell_owners(module, scaler)

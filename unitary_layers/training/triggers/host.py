@@ -103,8 +103,9 @@ class Host:
         if self.entered:
             return args, kwargs
         self.show()
+        self.guests.look(optimizer)
         hidden: set[Tensor] = {weight.parameter for weight in self.guests.weights()}
-        closure = _closure(args, kwargs)
+        closure = closure_of(args, kwargs)
         self.is_late = closure is not None or any(p.grad is not None and p.grad.requires_grad for p in hidden)
         if self.is_late:
             self.guests.factors(optimizer)  # raises now, if it does
@@ -203,7 +204,7 @@ def host_of(optimizer: Optimizer) -> Host:
     return found if isinstance(found, Host) else Host(optimizer)
 
 
-def _closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
     """What was given to ``step(closure)``, of whose arguments the first is the optimiser itself."""
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     return closure if callable(closure) else None

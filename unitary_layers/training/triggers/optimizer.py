@@ -71,6 +71,8 @@ class ProjUNN(Optimizer):
         >>> optimizer = ProjUNN(UnitaryLinear(8, 8).parameters(), lr=1e-3)
     """
 
+    steps_unitary_weights = True  # so that nobody attaches it
+
     def __init__(
         self,
         params: ParamsT,
