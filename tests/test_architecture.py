@@ -25,8 +25,9 @@ LEVELS = (
     ("training.factored.once", "training.factored.collect"),
     ("training.factored.amp", "training.factored"),
     ("training.step",),
-    ("training.triggers.rates", "training.triggers.saved", "training.triggers.guests", "training.triggers.host"),
-    ("training.triggers.strangers", "training.triggers.attach", "training.triggers.optimizer"),
+    ("training.triggers.rates", "training.triggers.saved", "training.triggers.backward", "training.triggers.guests"),
+    ("training.triggers.host", "training.triggers.strangers"),
+    ("training.triggers.attach", "training.triggers.optimizer"),
     ("training.triggers", "training"),
     # the modules themselves
     ("layers.base.inputs", "layers.base.loading", "layers.base.methods", "layers.base.module", "layers.base.forward"),

@@ -186,6 +186,24 @@ def test_detaching(with_optimizer):
         assert int(net[2].weight_count) == 0
 
 
+def test_two_triggers_of_one_weight_are_refused():
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    handle = attach(net)
+    message = r"expected one trigger for the unitary weight '2.weight' \(6, 6\), got attach\(model\), which"
+    with pytest.raises(ValueError, match=message):
+        attach(net, optimizer)
+    handle.remove()
+    attach(net, optimizer)
+    handle = attach(net)
+    loss_of(net, 0).backward()
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    handle.remove()
+    optimizer.step()
+    assert any(p is net[2].weight for group in optimizer.param_groups for p in group["params"])
+
+
 def test_backward_that_raised_does_not_stop_the_trigger():
     net = model()
     attach(net)

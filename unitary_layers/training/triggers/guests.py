@@ -14,6 +14,7 @@ from ..factored.amp import has_overflowed, tell_owners
 from ..owners import Lookup
 from ..step import step_from_gradients
 from ..weight import UnitaryWeight, clear_collected, unitary_weights
+from .backward import refuse_two_triggers
 from .rates import LrScale, factors
 
 
@@ -70,6 +71,7 @@ class Guests:
     def take(self, optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> bool:
         """Takes the unitary step; False where an overflow that the scaler has not seen forbids it to the host too."""
         weights = self.weights()
+        refuse_two_triggers(weights)
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf) > 0:
             return True  # and a fused host takes none
