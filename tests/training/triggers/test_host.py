@@ -349,6 +349,23 @@ def test_attaching_and_removing_leaves_nothing_behind():
     assert vars(optimizer) == before
 
 
+def test_a_momentum_outlives_detaching():
+    start = nn.Sequential(UnitaryLinear(N, N))
+    results = []
+    for is_detached in (False, True):
+        net = copy.deepcopy(start)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        handle = attach(net, optimizer)
+        for _ in range(3):
+            loss_of(net).backward()
+            optimizer.step()
+            if is_detached:
+                handle.remove()
+                handle = attach(net, optimizer)
+        results.append(net[0].weight)
+    assert torch.equal(*results)
+
+
 def test_weights_outlive_the_container_that_was_attached():
     net = nn.Sequential(*layers(2))
     handle = attach(nn.ModuleList(net))

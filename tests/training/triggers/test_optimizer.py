@@ -343,6 +343,23 @@ def test_layers_that_come_and_go():
     assert gone() is None
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("base", BASES)
+def test_a_weight_whose_layer_has_gone_is_an_ordinary_parameter(base, direction):
+    net = nn.Sequential(UnitaryLinear(6, 6, bias=False), nn.Linear(6, 1))
+    optimizer = ProjUNN(net.parameters(), lr=0.1, base=base, direction=direction, momentum=0.5)
+    net(torch.ones(2, 6)).sum().backward()
+    optimizer.step()
+    plain = nn.Linear(6, 6, bias=False)
+    plain.weight, net[0] = net[0].weight, plain
+    gc.collect()
+    before = plain.weight.detach().clone()
+    for _ in range(2):
+        net(torch.ones(2, 6)).sum().backward()
+        optimizer.step()
+    assert not torch.equal(plain.weight, before)
+
+
 def test_an_optimiser_can_be_copied_and_pickled():
     for clone in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
         net = model()

@@ -1,12 +1,12 @@
 """What the layers ask of their options and inputs before they use them."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from ...linalg.check import FLOATING, check_dense
+from ...training.precision import without_autocast as without_autocast
 
 HALF = (torch.float16, torch.bfloat16)
 LARGEST = 2**31 - 1  # of a size; beyond it kernels lose count before the memory ends
@@ -76,8 +76,3 @@ def check_input(layer: str, x: Tensor, like: Tensor) -> None:
 def dtype_differs(x: Tensor, like: Tensor) -> bool:
     """Whether the dtypes differ and autocast is not there to mend it."""
     return x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type)
-
-
-def without_autocast(device: str) -> AbstractContextManager[object]:
-    """Full precision on a type of device, also where there is no autocast, as on the meta device."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -40,6 +41,8 @@ def without_parameters(optimizer: Optimizer, hidden: set[Tensor]) -> Iterator[No
 
 NAME = "_unitary_host"
 METHODS = ("step", "zero_grad", "state_dict", "load_state_dict")
+# Of each optimiser, those of its unitary weights; they outlive a host that is detached and attached again.
+_momenta: WeakKeyDictionary[Optimizer, MutableMapping[Tensor, Any]] = WeakKeyDictionary()
 
 
 class Host:
@@ -55,7 +58,7 @@ class Host:
         if not hasattr(type(optimizer).step, "hooked"):  # wrappers that do not call Optimizer.__init__
             optimizer._patch_step_function()  # type: ignore[no-untyped-call]  # torch's has no annotations
         self.handles = [optimizer.register_step_pre_hook(self.before), optimizer.register_step_post_hook(self.after)]
-        self.momenta: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()
+        self.momenta = _momenta.setdefault(optimizer, WeakTensorKeyDictionary())
         adopt(optimizer, self.momenta)
         self.replaced = {name: getattr(optimizer, name) for name in METHODS}
         self.ours = {name: MethodType(self.method(name), optimizer) for name in self.replaced}

@@ -1,7 +1,7 @@
 """One optimiser for a whole model: projUNN for its unitary weights, a rule of torch for the rest."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -129,6 +129,7 @@ class ProjUNN(Optimizer):
         with without_parameters(self, set(weights)):
             assert self._base is not None  # since the constructor
             self._base.param_groups, self._base.state = self.param_groups, self.state  # others may have been assigned
+            self._forget_unitary_states(weights)
             self._base.step()
         return loss
 
@@ -158,6 +159,12 @@ class ProjUNN(Optimizer):
     def _unitary_weights(self) -> dict[Tensor, UnitaryWeight]:
         """The unitary weights among the parameters, as their modules see them now: a rule may be another one."""
         return self._lookup.weights([p for group in self.param_groups for p in group["params"]])
+
+    def _forget_unitary_states(self, weights: Collection[Tensor]) -> None:
+        """Drops what is kept of weights whose layers have gone: ordinary parameters now, for the base to begin with."""
+        if self._base_name != "sgd":  # the others take a state that counts no steps for damaged
+            for p in [p for p, own in self.state.items() if own and "step" not in own and p not in weights]:
+                del self.state[p]
 
     def _to_take(self, weight: UnitaryWeight, gradient: GradientOperator | LowRank, group: dict[str, Any]) -> Step:
         """The step of a weight, and of what is kept here about it."""
