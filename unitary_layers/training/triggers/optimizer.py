@@ -179,6 +179,8 @@ class ProjUNN(Optimizer):
         if direction == "momentum":
             buffer = self._buffer(weight, "momentum_buffer")
             moving = (buffer * group["momentum"]).add_(g)
+            # As below: one whose products with Gaussian numbers may overflow would stop the weight for good.
+            moving.add_(moving.abs().amax() * (16 * max(moving.shape[-2:])), alpha=0)
             return Step(weight, DenseGradient(moving), rule, [(buffer, moving)])
         buffer = self._buffer(weight, "square_avg", real=True)
         modulus = g.abs()  # |g|^2 and not g * g, which for complex g is not even real
