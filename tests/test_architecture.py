@@ -20,13 +20,14 @@ LEVELS = (
     ("projunn.direction", "projunn.slope", "projunn.rule"),
     ("projunn",),
     # how the weights of modules are trained by it
-    ("training.memory", "training.weight", "training.owners", "training.watch"),
+    ("training.precision", "training.memory", "training.weight", "training.owners", "training.watch"),
     ("training.reduced", "training.batch"),
     ("training.parallel.shared", "training.parallel.comm_hook", "training.parallel"),
-    ("training.factored.once", "training.factored.unused", "training.factored.collect"),
+    ("training.factored.once", "training.factored.collect"),
     ("training.factored.amp", "training.factored"),
     ("training.step",),
-    ("training.triggers.rates", "training.triggers.saved", "training.triggers.host"),
+    ("training.triggers.rates", "training.triggers.saved", "training.triggers.backward", "training.triggers.guests"),
+    ("training.triggers.host", "training.triggers.strangers"),
     ("training.triggers.attach", "training.triggers.optimizer"),
     ("training.triggers", "training"),
     # the modules themselves

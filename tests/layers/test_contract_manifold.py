@@ -7,22 +7,24 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from entries import every_entry, loss_of, matrices, same_tensors, snapshot
+from entries import every_entry, loss_of, matrices, output_of, same_tensors, snapshot
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from unitary_layers import UnitaryLinear, UpdateRule, nearest_unitary, projunn_step, retract_
+from unitary_layers import UnitaryLinear, UpdateRule, attach, nearest_unitary, projunn_step, retract_
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training import unitary_weights
 
 
 def by_a_torch_optimiser(module: nn.Module) -> None:
-    """A user who forgot which of the two steps first, or projunn_step altogether."""
+    """A user who has detached an optimiser and goes on with it."""
     parameters = [weight.parameter for weight in unitary_weights(module)]
     for p in parameters:
         p.grad = torch.randn_like(p)
-    torch.optim.AdamW(parameters, lr=0.1).step()
+    optimizer = torch.optim.AdamW(parameters, lr=0.1)
+    attach(module, optimizer).remove()
+    optimizer.step()
     for p in parameters:
         p.grad = None
 
@@ -125,6 +127,29 @@ def test_an_average_that_is_trained_on_is_repaired(entry, averaged):
 
 
 @every_entry
+def test_an_average_is_evaluated_as_it_comes_back_from_a_file(entry):
+    module = entry.make(update=UpdateRule(lr=3.0))
+    average = AveragedModel(module)
+    for seed in range(3):
+        loss_of(module, entry.input(seed=seed)).backward()
+        projunn_step(module)
+        average.update_parameters(module)
+    average.eval()
+    before = snapshot(average.module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.no_grad():
+            evaluated = output_of(average.module, entry.input())
+        output_of(average.module, entry.input()).abs().sum().backward()  # by the same weights, with a graph
+    assert same_tensors(snapshot(average.module), before)
+    loaded = entry.make().eval()
+    with pytest.warns(UserWarning, match="is not unitary"):
+        loaded.load_state_dict(average.module.state_dict())
+    assert_unitary(loaded)
+    torch.testing.assert_close(evaluated, output_of(loaded, entry.input()))
+
+
+@every_entry
 @every_damage
 def test_it_can_be_refused_before_anything_changes(entry, damage):
     module = entry.make(update=UpdateRule(lr=0.3, off_manifold="raise"))
@@ -166,7 +191,7 @@ def test_nothing_is_said_where_nothing_is_wrong(entry):
     by_an_edit(module)
     module.eval()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # evaluation shows the weights as they are
+        warnings.simplefilter("error")  # evaluation uses the nearest unitary one and writes nothing
         loss_of(module, entry.input())
 
 

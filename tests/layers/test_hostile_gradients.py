@@ -78,7 +78,7 @@ def test_an_optimiser_keeps_nothing_of_a_step_that_is_refused(data, dtype, direc
     rule = UpdateRule(nonfinite=data.draw(st.sampled_from(["raise", "skip"])))
     module = UnitaryLinear(N, N, bias=False, dtype=dtype, update=rule)
     optimizer = ProjUNN(module.parameters(), direction=direction, momentum=0.9, alpha=0.9)
-    drawn = data.draw(st.sampled_from([1e-45, 1e-20, 1e10, 1e18, 1e19, 1e20, 1e30, 3e38, *SPOILS]))
+    drawn = data.draw(st.sampled_from([1e-45, 1e-20, 1e10, 1e18, 1e19, 1e20, 1e30, 1e37, 1e38, 3e38, *SPOILS]))
     for scale in (1.0, drawn, 1.0):
         module.weight.grad = torch.randn(module.weight.shape) * scale
         before, count = copy.deepcopy(optimizer.state_dict()["state"]), int(module.weight_count)
@@ -89,8 +89,7 @@ def test_an_optimiser_keeps_nothing_of_a_step_that_is_refused(data, dtype, direc
         if int(module.weight_count) == count:
             assert all(torch.equal(value, after[name]) for name, value in before.get(0, {}).items())
         module.weight.grad = None
-    # An average that holds 1e38, where that was taken, may overflow in the products of any later step.
-    assert int(module.weight_count) > count or (abs(drawn) >= 1e38 and count == 2)
+    assert int(module.weight_count) > count
 
 
 @pytest.mark.parametrize("name", ["linear", "linear-complex"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..linalg.check import check_dense
 from ..projunn.rule import UpdateRule
 from ..training.factored.collect import collect
-from .base.forward import factored_weight, watch_own
+from .base.forward import factored_weight, value_in_use, watch_own
 from .base.inputs import as_size
 from .base.module import UnitaryModule
 
@@ -90,7 +90,7 @@ class UnitaryLinear(UnitaryModule):
         watch_own(self)
         factored = factored_weight(self, "weight")
         check_dense("input of UnitaryLinear", input, sparse=factored is None)
-        weight = self.value("weight", like=input)
+        weight = value_in_use(self, "weight", input)
         bias = None if self.bias is None else self.value("bias")
         if factored is None:
             return F.linear(input, weight, bias)

@@ -6,7 +6,7 @@ weights, group what moves together, sample, rotate, write.
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from ..projunn.slope import after_slope, factor_of
 from .batch import Batch, Step, batches, step_of
 from .memory import Memory
 from .parallel.shared import with_gradients
+from .precision import without_autocast
 from .reduced import ReducedGradient
 from .watch import watch
 from .weight import UnitaryWeight, unitary_weights
@@ -58,8 +59,11 @@ def step_from_gradients(
 
     Whatever can fail comes before the first write: an error leaves weights, gradients and states alone.
     """
-    with torch.no_grad():
+    with ExitStack() as around:
+        around.enter_context(torch.no_grad())
         gathered = with_gradients(weights)
+        for device in {weight.parameter.device.type for weight, _ in gathered}:
+            around.enter_context(without_autocast(device))
         watch(weight for weight, _ in gathered)
         grouped = batches(to_take(weight, gradient) for weight, gradient in gathered)
         sampled = [found for batch in grouped if (found := sample(batch)) is not None]

@@ -24,13 +24,12 @@ class Collected:
         low_rank: the sum of the samples over the uses of the weight so far, or None.
         probes: the sum of theirs, for a rule with ``precondition``.
         kept: the sum itself, not yet sampled, of a weight that shares its gradients with other ranks; or None.
-        unused: how many steps of optimisers have left it there; see Note [A sample that nobody takes].
-        name: of the weight, for a report of that.
+        is_left: whether an optimiser has stepped and left it there; see Note [Strangers].
         can_move: whether its rule moves it at all.
     """
 
     def __init__(self) -> None:
-        self.name, self.can_move = "", True
+        self.can_move = True
         self.clear()
 
     def clear(self) -> None:
@@ -38,7 +37,7 @@ class Collected:
         self.low_rank: LowRank | None = None
         self.probes: Probes | None = None
         self.kept: GradientOperator | None = None
-        self.unused = 0
+        self.is_left = False
 
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Applies a function of real tensors to each, as ``nn.Module._apply`` does; to complex ones as pairs."""

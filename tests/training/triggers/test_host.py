@@ -138,15 +138,6 @@ def test_groups_that_come_later_are_scheduled_too():
             assert factor < 1 or not torch.equal(layer.weight, weight)
 
 
-def test_a_rate_of_zero_matters_to_a_unitary_weight_alone():
-    net, head = layers()[0], nn.Linear(N, 1)
-    groups = [{"params": head.parameters(), "lr": 0.0}, {"params": net.parameters(), "lr": 0.1}]
-    attach(nn.Sequential(net, head), torch.optim.SGD(groups))
-    groups[1]["lr"] = 0.0
-    with pytest.raises(ValueError, match="base learning rate above 0 for the group of a unitary weight"):
-        attach(net, torch.optim.SGD(groups))
-
-
 def test_a_wrapper_of_optimisers_takes_the_first_step_too():
     net = nn.Sequential(*layers())
     optimizer = Lookahead(torch.optim.SGD(net.parameters(), lr=0.1), k=1)
@@ -356,6 +347,23 @@ def test_attaching_and_removing_leaves_nothing_behind():
     for _ in range(3):
         attach(net, optimizer).remove()
     assert vars(optimizer) == before
+
+
+def test_a_momentum_outlives_detaching():
+    start = nn.Sequential(UnitaryLinear(N, N))
+    results = []
+    for is_detached in (False, True):
+        net = copy.deepcopy(start)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        handle = attach(net, optimizer)
+        for _ in range(3):
+            loss_of(net).backward()
+            optimizer.step()
+            if is_detached:
+                handle.remove()
+                handle = attach(net, optimizer)
+        results.append(net[0].weight)
+    assert torch.equal(*results)
 
 
 def test_weights_outlive_the_container_that_was_attached():

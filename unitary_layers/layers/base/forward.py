@@ -1,12 +1,21 @@
 """What a forward pass asks of the unitary weights of its layer."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ...linalg import nearest_unitary, unitarity_error
 from ...linalg.transforms import is_transformed
-from ...training.watch import watch
-from ...training.weight import UnitaryWeight, record_of
+from ...training.watch import rounding_tolerance, watch
+from ...training.weight import UnitaryWeight, as_complex, record_of
+from .inputs import HALF
 from .module import UnitaryModule
+
+# Note [Averages of weights]
+# An average of unitary matrices, as stochastic weight averaging and exponential moving averages keep it, is not
+# unitary. It must stay as it is, for the next matrix to be averaged into it, and it is not used as it is: in evaluation
+# a layer works with the nearest unitary matrix, and writes nothing. That is the matrix which loading makes of a saved
+# average, so both give the same outputs. It is computed anew in each pass, for some write averages through ``.data``,
+# of which torch keeps no count. A weight that has been seen to be unitary costs a comparison of integers.
 
 
 def own_parameter(module: UnitaryModule, name: str) -> nn.Parameter | None:
@@ -29,6 +38,39 @@ def watch_own(module: nn.Module) -> None:
         parameter = own_parameter(module, name)
         if parameter is not None and not record_of(parameter)[1].is_of(parameter):
             watch([module.unitary_weight(name)])
+
+
+def value_in_use(module: UnitaryModule, name: str, like: Tensor | None = None) -> Tensor:
+    """A unitary weight as a forward pass uses it, otherwise as :meth:`UnitaryModule.value`."""
+    value = as_complex(in_use(module, name), module.is_complex)
+    return value.to(like.dtype) if like is not None and like.dtype in HALF else value
+
+
+def in_use(module: UnitaryModule, name: str) -> Tensor:
+    """A unitary weight, as it is stored: the parameter, or in evaluation the nearest unitary one.
+
+    Its gradient is taken for that of the parameter. See Note [Averages of weights].
+    """
+    parameter = own_parameter(module, name)
+    if module.training or parameter is None or parameter.is_meta or parameter.is_inference():
+        return getattr(module, name)
+    if torch.compiler.is_compiling() or is_transformed() or record_of(parameter)[1].is_of(parameter):
+        return parameter
+    nearest = _nearest(module.unitary_weight(name))
+    if nearest is None or not (torch.is_grad_enabled() and parameter.requires_grad):
+        return parameter if nearest is None else nearest
+    return parameter + (nearest - parameter.detach())
+
+
+@torch.no_grad()
+def _nearest(weight: UnitaryWeight) -> Tensor | None:
+    """The nearest unitary weight, stored as the weight is; None for one that is unitary, or not finite."""
+    if float(unitarity_error(weight.matrix).amax()) <= rounding_tolerance(weight):
+        weight.seen.note(weight.parameter)
+        return None
+    if torch.finfo(weight.parameter.dtype).bits < 32 or not torch.isfinite(weight.matrix).all():
+        return None
+    return weight.as_stored(nearest_unitary(weight.matrix))
 
 
 def factored_weight(module: nn.Module, name: str) -> UnitaryWeight | None:

@@ -1,7 +1,6 @@
 """What the layers ask of their options and inputs before they use them."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch import Tensor
 from ...linalg.check import FLOATING, check_dense
 from ...projunn.rule import UpdateRule
 from ...projunn.sampling import LINEAR_SAMPLERS
+from ...training.precision import without_autocast as without_autocast
 
 GRADIENTS = ("dense", "factored")
 HALF = (torch.float16, torch.bfloat16)
@@ -79,11 +79,6 @@ def check_input(layer: str, x: Tensor, like: Tensor) -> None:
 def dtype_differs(x: Tensor, like: Tensor) -> bool:
     """Whether the dtypes differ and autocast is not there to mend it."""
     return x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type)
-
-
-def without_autocast(device: str) -> AbstractContextManager[object]:
-    """Full precision on a type of device, also where there is no autocast, as on the meta device."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def check_rule(rule: UpdateRule, gradient: str) -> None:

@@ -12,9 +12,8 @@ from torch.distributed import ProcessGroup
 from ...init import INITS
 from ...projunn.moments import Moments
 from ...projunn.rule import SPECTRAL_LENGTH, Fit, UpdateRule
-from ...training.factored.unused import notice_unused_samples
 from ...training.memory import Memory
-from ...training.owners import register_owner
+from ...training.triggers.strangers import enrol
 from ...training.watch import rounding_tolerance
 from ...training.weight import UnitaryWeight, as_complex, record_of
 from .inputs import HALF, as_dtype, as_real, check_rule
@@ -81,9 +80,7 @@ class UnitaryModule(UnitaryMethods):
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
         self._unfolded: dict[str, torch.Size] = {}  # name: shape of its matrices, if it is stored in another one
         self._update = update
-        register_owner(self)
-        if gradient == "factored":
-            notice_unused_samples()
+        enrol(self)
 
     @property
     def update(self) -> UpdateRule:
@@ -232,7 +229,7 @@ class UnitaryModule(UnitaryMethods):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's has no annotations
         self._note_registered()
-        register_owner(self)
+        enrol(self)
 
     def _note_registered(self) -> None:
         """For what has replaced parameters without :meth:`register_parameter`."""

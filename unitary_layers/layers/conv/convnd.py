@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...init import haar_, identity_
 from ...projunn.rule import UpdateRule
-from ..base.forward import factored_weight, watch_own
+from ..base.forward import factored_weight, in_use, watch_own
 from ..base.inputs import Sides, as_sides, as_size, check_input
 from ..base.module import UnitaryModule
 from .full import BASIS_POINTS, FullSupport
@@ -224,7 +224,8 @@ class OrthogonalConvNd(UnitaryModule):
         x = _batched(input, len(support.stride), self.in_channels, self.input_size)
         constants = {name: getattr(self, name) for name in support.constant_names}
         factored = (factored_weight(self, "weight"), factored_weight(self, self._others))
-        y = support.convolve(x, self.weight, getattr(self, self._others), constants, factored)
+        weights = in_use(self, "weight"), in_use(self, self._others)
+        y = support.convolve(x, *weights, constants, factored)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).view(-1, *[1] * (y.ndim - 2))
         return y if input.ndim == x.ndim else y.squeeze(0)

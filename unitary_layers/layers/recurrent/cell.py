@@ -12,7 +12,7 @@ from ...linalg.check import check_dense
 from ...projunn.rule import UpdateRule
 from ...training.factored.collect import collect
 from ..activation import make_activation
-from ..base.forward import factored_weight, watch_own
+from ..base.forward import factored_weight, value_in_use, watch_own
 from ..base.inputs import dtype_differs
 from ..base.module import UnitaryModule
 
@@ -151,7 +151,7 @@ class UnitaryRNNCell(UnitaryRNNBase):
             if dtype_differs(y, like):
                 raise RuntimeError(f"expected {name} of dtype {like.dtype}, got {y.dtype}")
         projected = self._project(x, "")
-        h, weight = h.to(projected.dtype), self.value("weight_hh", projected)
+        h, weight = h.to(projected.dtype), value_in_use(self, "weight_hh", projected)
         if (factored := factored_weight(self, "weight_hh")) is None:
             y = torch.addmm(projected, h, weight.mT)
         else:

@@ -14,7 +14,7 @@ from ...linalg.check import check_dense
 from ...linalg.transforms import is_transformed
 from ...projunn.rule import UpdateRule
 from ..activation import make_activation
-from ..base.forward import factored_weight, watch_own
+from ..base.forward import factored_weight, value_in_use, watch_own
 from ..base.inputs import dtype_differs
 from .cell import UnitaryRNNBase
 from .scan import scan
@@ -168,7 +168,7 @@ class UnitaryRNN(UnitaryRNNBase):
             for direction, suffix in enumerate(self._suffixes(layer)):
                 i = layer * self._directions + direction
                 projected = self._project(x, suffix)
-                weight = self.value(f"weight_hh{suffix}", projected)
+                weight = value_in_use(self, f"weight_hh{suffix}", projected)
                 h_0 = hx[i].to(projected.dtype)
                 factored, reverse = factored_weight(self, f"weight_hh{suffix}"), direction == 1
                 args = (projected, batch_sizes, h_0, weight, self.activations[i])

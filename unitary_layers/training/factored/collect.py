@@ -98,7 +98,7 @@ def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
     check_alone(weight)
     assert weight.collected is not None  # as in every layer that samples in backward
     collected, rule = weight.collected, weight.rule
-    collected.name, collected.can_move = weight.name, rule.rate > 0
+    collected.can_move = rule.rate > 0
     if weight.scaler is not None and weight.scaler.is_enabled():  # see Note [Unscaled in backward]
         gradient = gradient.scale(1 / weight.scaler.get_scale())
     if weight.group is not None:  # see Note [Kept until the step]

@@ -5,19 +5,15 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
-from torch.amp import GradScaler
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...linalg import LowRank
-from ...projunn.gradient import GradientOperator
-from ..batch import Step, step_of
-from ..factored.amp import has_overflowed, tell_owners
-from ..step import step_from_gradients
-from ..weight import UnitaryWeight, clear_collected, unitary_weights
-from .rates import BaseRates
+from ..weight import clear_collected
+from .guests import Guest, Guests
+from .rates import keep_rates
 from .saved import adopt, with_momenta, without_momenta
 
 
@@ -45,14 +41,16 @@ def without_parameters(optimizer: Optimizer, hidden: set[Tensor]) -> Iterator[No
 
 NAME = "_unitary_host"
 METHODS = ("step", "zero_grad", "state_dict", "load_state_dict")
+# Of each optimiser, those of its unitary weights; they outlive a host that is detached and attached again.
+_momenta: WeakKeyDictionary[Optimizer, MutableMapping[Tensor, Any]] = WeakKeyDictionary()
 
 
 class Host:
     """An optimiser beside which the unitary weights of one or more modules are stepped, all at once."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.attached: list[tuple[nn.Module, GradScaler | None]] = []
-        self.rates = BaseRates()
+        self.guests = Guests()
+        keep_rates(optimizer)
         self.hiding: Any = None
         self.entered = False  # by our method, so that hooks have nothing to do
         self.in_step = self.has_closed = False  # whether within the host's step; and behind its closure
@@ -60,7 +58,7 @@ class Host:
         if not hasattr(type(optimizer).step, "hooked"):  # wrappers that do not call Optimizer.__init__
             optimizer._patch_step_function()  # type: ignore[no-untyped-call]  # torch's has no annotations
         self.handles = [optimizer.register_step_pre_hook(self.before), optimizer.register_step_post_hook(self.after)]
-        self.momenta: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()
+        self.momenta = _momenta.setdefault(optimizer, WeakTensorKeyDictionary())
         adopt(optimizer, self.momenta)
         self.replaced = {name: getattr(optimizer, name) for name in METHODS}
         self.ours = {name: MethodType(self.method(name), optimizer) for name in self.replaced}
@@ -96,28 +94,27 @@ class Host:
             self.show()
             rest, momenta = without_momenta(state_dict, optimizer)
             of_torch(rest, *args)  # first: what it refuses changes nothing
+            keep_rates(optimizer)
             self.momenta.clear()
             self.momenta.update(momenta)
 
         ours: tuple[Callable[..., Any], ...] = (step, zero_grad, state_dict, load_state_dict)
         return dict(zip(METHODS, ours, strict=True))[name]
 
-    def weights(self) -> list[UnitaryWeight]:
-        """The unitary weights of all modules, each once."""
-        found = [weight for module, _ in self.attached for weight in unitary_weights(module)]
-        return list({id(weight.parameter): weight for weight in reversed(found)}.values())[::-1]
-
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Before the host's step: ours, if the gradients are there; and the weights out of sight."""
         if self.entered:
             return args, kwargs
         self.show()
-        hidden: set[Tensor] = {weight.parameter for weight in self.weights()}
-        closure = _closure(args, kwargs)
+        self.guests.look(optimizer)
+        hidden: set[Tensor] = {weight.parameter for weight in self.guests.weights()}
+        closure = closure_of(args, kwargs)
         self.is_late = closure is not None or any(p.grad is not None and p.grad.requires_grad for p in hidden)
         if self.is_late:
-            self.rates.factors(optimizer, hidden)  # raises now, if it does
-        elif not self.take(optimizer):  # as the scaler would skip the step, had it seen these gradients
+            self.guests.factors(optimizer)  # raises now, if it does
+        elif not self.guests.take(
+            optimizer, self.momenta
+        ):  # as the scaler would skip the step, had it seen these gradients
             hidden.update(p for group in optimizer.param_groups for p in group["params"])
         self.has_closed = self.to_zero = False
         self.hide(optimizer, hidden)
@@ -130,9 +127,9 @@ class Host:
             if self.to_zero:
                 self.drop_gradients()
             loss = closure(*args, **kwargs)
-            if self.attached:
+            if self.guests:
                 self.has_closed = True
-                self.hide(optimizer, {weight.parameter for weight in self.weights()})
+                self.hide(optimizer, {weight.parameter for weight in self.guests.weights()})
             return loss
 
         return ((optimizer, seeing, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"closure": seeing})
@@ -144,32 +141,7 @@ class Host:
         self.show()
         if self.is_late:
             self.is_late = False
-            self.take(optimizer)
-
-    def take(self, optimizer: Optimizer) -> bool:
-        """Takes the unitary step; False where an overflow that the scaler has not seen forbids it to the host too."""
-        weights = self.weights()
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and float(found_inf) > 0:
-            return True  # and a fused host takes none
-        for module, scaler in self.attached:
-            if scaler is not None and has_overflowed(module, scaler) and scaler.is_enabled():
-                clear_collected(weights)
-                for found in scaler._found_inf_per_device(optimizer).values():
-                    found.fill_(1)  # and its next update lowers the scale
-                return False
-        scale: Tensor | None = getattr(optimizer, "grad_scale", None)
-        factors = self.rates.factors(optimizer, {weight.parameter for weight in weights})
-
-        def to_take(weight: UnitaryWeight, gradient: GradientOperator | LowRank) -> Step:
-            factor, uphill = factors[weight.parameter]
-            # A fused optimiser was to unscale the gradients itself.
-            by = (-1.0 if uphill else 1.0) / (1.0 if scale is None or weight.is_factored else float(scale))
-            rule = weight.rule.with_lr(weight.rule.rate * factor)
-            return step_of(weight, gradient if by == 1 else gradient.scale(by), rule, self.momenta)
-
-        step_from_gradients(weights, to_take)
-        return True
+            self.guests.take(optimizer, self.momenta)
 
     def hide(self, optimizer: Optimizer, hidden: set[Tensor]) -> None:
         """Takes parameters out of the groups, for the host's step."""
@@ -192,7 +164,7 @@ class Host:
         """
         of_torch()
         if not self.in_step:
-            clear_collected(self.weights())
+            clear_collected(self.guests.weights())
         elif self.has_closed:
             self.to_zero = True
         else:
@@ -201,19 +173,14 @@ class Host:
     def drop_gradients(self) -> None:
         """Forgets those of all unitary weights."""
         self.to_zero = False
-        for weight in self.weights():
+        for weight in self.guests.weights():
             weight.drop_gradient()
 
-    def remove(self, optimizer: Optimizer, entry: tuple[nn.Module, GradScaler | None]) -> None:
+    def remove(self, optimizer: Optimizer, guest: Guest) -> None:
         """Lets go of one module, and of the optimiser after the last."""
         self.show()
-        self.attached.remove(entry)
-        if entry[1] is not None:
-            tell_owners(entry[0], None)
-            for module, scaler in self.attached:
-                if scaler is not None:
-                    tell_owners(module, scaler)
-        if self.attached:
+        self.guests.part_from(guest)
+        if self.guests:
             return
         while self.handles:
             self.handles.pop().remove()
@@ -240,7 +207,7 @@ def host_of(optimizer: Optimizer) -> Host:
     return found if isinstance(found, Host) else Host(optimizer)
 
 
-def _closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
     """What was given to ``step(closure)``, of whose arguments the first is the optimiser itself."""
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     return closure if callable(closure) else None

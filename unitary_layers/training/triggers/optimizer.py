@@ -1,7 +1,7 @@
 """One optimiser for a whole model: projUNN for its unitary weights, a rule of torch for the rest."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..owners import Lookup
 from ..step import step_from_gradients
 from ..weight import UnitaryWeight, clear_collected
 from .host import without_parameters
+from .rates import keep_rates, lr_factor
 
 DIRECTIONS = (None, "spectral", "gradient", "momentum", "rmsprop", "moments")
 BASES: dict[str, type[Optimizer]] = {"rmsprop": RMSprop, "sgd": SGD, "adamw": AdamW}
@@ -29,9 +30,9 @@ class ProjUNN(Optimizer):
     r"""Trains a whole model: its unitary weights by projUNN, all other parameters by an optimiser of torch.
 
     A unitary weight moves by its layer's ``UpdateRule``. In the spectral direction a schedule of ``lr`` shortens its
-    steps by the same factor, relative to the ``lr`` that its group was given; the momentum is part of this optimiser's
-    state. In any other direction its learning rate is ``lr * unitary_lr_scale``. Weight decay does not reach unitary
-    weights. How they are told apart from the rest is told in Note [How an optimiser knows a unitary weight].
+    steps by its present value over its height, which is told in Note [What a rate is relative to]; the momentum is part
+    of this optimiser's state. In any other direction its learning rate is ``lr * unitary_lr_scale``. Weight decay does
+    not reach unitary weights. For how they are told apart see Note [How an optimiser knows a unitary weight].
 
     ``direction="momentum"``: the buffer averages the gradients of the ambient space, ``m <- momentum m + G``, and the
     step goes against m. projUNN-T uses of it only the part tangent to the manifold at the present W; projection to
@@ -70,6 +71,8 @@ class ProjUNN(Optimizer):
         >>> optimizer = ProjUNN(UnitaryLinear(8, 8).parameters(), lr=1e-3)
     """
 
+    steps_unitary_weights = True  # so that nobody attaches it
+
     def __init__(
         self,
         params: ParamsT,
@@ -102,7 +105,7 @@ class ProjUNN(Optimizer):
         if self._base is not None:
             for key, value in self._base.defaults.items():
                 self.param_groups[-1].setdefault(key, value)
-        self.param_groups[-1].setdefault("reference_lr", float(self.param_groups[-1]["lr"]))
+        keep_rates(self)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # it looks at modules, counters and numbers
     @torch.no_grad()
@@ -126,6 +129,7 @@ class ProjUNN(Optimizer):
         with without_parameters(self, set(weights)):
             assert self._base is not None  # since the constructor
             self._base.param_groups, self._base.state = self.param_groups, self.state  # others may have been assigned
+            self._forget_unitary_states(weights)
             self._base.step()
         return loss
 
@@ -135,8 +139,8 @@ class ProjUNN(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
             _check(group)
-            group.setdefault("reference_lr", float(group.get("initial_lr", group["lr"])))  # of a release without it
         super().__setstate__(state)
+        keep_rates(self)
         self._build_base()
 
     def _build_base(self) -> None:
@@ -156,6 +160,12 @@ class ProjUNN(Optimizer):
         """The unitary weights among the parameters, as their modules see them now: a rule may be another one."""
         return self._lookup.weights([p for group in self.param_groups for p in group["params"]])
 
+    def _forget_unitary_states(self, weights: Collection[Tensor]) -> None:
+        """Drops what is kept of weights whose layers have gone: ordinary parameters now, for the base to begin with."""
+        if self._base_name != "sgd":  # the others take a state that counts no steps for damaged
+            for p in [p for p, own in self.state.items() if own and "step" not in own and p not in weights]:
+                del self.state[p]
+
     def _to_take(self, weight: UnitaryWeight, gradient: GradientOperator | LowRank, group: dict[str, Any]) -> Step:
         """The step of a weight, and of what is kept here about it."""
         rule, direction = _rule(weight, group), group["direction"]
@@ -169,6 +179,8 @@ class ProjUNN(Optimizer):
         if direction == "momentum":
             buffer = self._buffer(weight, "momentum_buffer")
             moving = (buffer * group["momentum"]).add_(g)
+            # As below: one whose products with Gaussian numbers may overflow would stop the weight for good.
+            moving.add_(moving.abs().amax() * (16 * max(moving.shape[-2:])), alpha=0)
             return Step(weight, DenseGradient(moving), rule, [(buffer, moving)])
         buffer = self._buffer(weight, "square_avg", real=True)
         modulus = g.abs()  # |g|^2 and not g * g, which for complex g is not even real
@@ -204,25 +216,13 @@ def _rule(weight: UnitaryWeight, group: dict[str, Any]) -> UpdateRule:
         if not declared.is_spectral:
             declared = replace(declared, direction="spectral", precondition=False, lr=None)
         rule = declared.suited(n, weight.fit)
-        return rule.with_lr(rule.rate * _schedule(group))
+        return rule.with_lr(rule.rate * lr_factor(group))
     rate = float(group["lr"]) * group["unitary_lr_scale"]
     if direction is None:
         return declared.with_lr(rate)
     rule = replace(declared, direction="gradient", momentum=None, lr=rate)
     own = {} if direction == "gradient" else {"precondition": direction == "moments", "alpha": group["alpha"]}
     return replace(rule, **own)
-
-
-def _schedule(group: dict[str, Any]) -> float:
-    """The present rate over that which the group was given.
-
-    Raises:
-        ValueError: for a group that was given a rate of 0 and now has another.
-    """
-    lr, reference = float(group["lr"]), float(group["reference_lr"])
-    if reference == 0 < lr:
-        raise ValueError(f"expected a group of unitary weights to begin with a rate above 0, got 0 and now {lr:g}")
-    return lr / reference if reference else 0.0
 
 
 def _check_factored(weight: UnitaryWeight, group: dict[str, Any]) -> None:

@@ -1,0 +1,82 @@
+"""Adopts optimisers that step unitary weights without having been attached."""
+
+import threading
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ..owners import Lookup, register_owner
+from ..weight import UnitaryOwner, found_record
+from .host import NAME, closure_of, host_of
+
+# Note [Strangers]
+# A training script that knows nothing of this package gives all parameters to an optimiser of torch, which would take
+# unitary weights for ordinary ones. torch tells of every step of every optimiser before it is taken. So when one is
+# about to step a unitary weight that has a gradient, and is neither attached nor ProjUNN, it is attached there and
+# then, and says so once. A loop that calls ``projunn_step`` first leaves no gradient, and is left alone. So is a sample
+# of a factored gradient that an optimiser passes by for the first time, since ``projunn_step`` may follow. An optimiser
+# whose handle was removed stays detached, LBFGS is only reported, and a compiled step is not looked into: what these
+# do to a weight is noticed as told in Note [Off the manifold].
+
+_lock = threading.Lock()
+_hooks: list[Any] = []
+_lookups: weakref.WeakKeyDictionary[Optimizer, Lookup] = weakref.WeakKeyDictionary()
+_detached: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+
+def enrol(module: UnitaryOwner) -> None:
+    """Lists a module for :func:`weights_of`, and from now on looks at every optimiser of torch before it steps."""
+    register_owner(module)
+    with _lock:
+        if not _hooks:
+            _hooks.append(register_optimizer_step_pre_hook(_before_step))
+
+
+def leave_alone(optimizer: Optimizer) -> None:
+    """Has an optimiser that was detached stay so, until it is attached again."""
+    _detached.add(optimizer)
+
+
+def welcome(optimizer: Optimizer) -> None:
+    """Takes :func:`leave_alone` back."""
+    _detached.discard(optimizer)
+
+
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if torch.compiler.is_compiling() or NAME in vars(optimizer) or hasattr(optimizer, "steps_unitary_weights"):
+        return
+    has_closure = closure_of(args, kwargs) is not None  # which is to make the gradients
+    held = [p for group in optimizer.param_groups for p in group["params"] if has_closure or _is_to_be_stepped(p)]
+    if not held or optimizer in _detached:
+        return
+    weights = [w for p, w in _lookups.setdefault(optimizer, Lookup()).weights(held).items() if p.requires_grad]
+    if not weights:
+        return
+    if isinstance(optimizer, LBFGS):
+        leave_alone(optimizer)
+        advice = "LBFGS cannot be attached: take another optimiser"
+    else:
+        host_of(optimizer).guests.held = []  # whose hook comes next, and looks
+        advice = "It is attached now, so these move by their own rules. To say so, call attach(model, optimizer) before"
+    more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
+    warnings.warn(
+        f"{type(optimizer).__name__} was not attached, and was about to take the unitary weight {weights[0].name!r} "
+        f"{tuple(weights[0].matrix.shape)}{more} for an ordinary parameter. {advice}",
+        stacklevel=4,
+    )
+
+
+def _is_to_be_stepped(parameter: Tensor) -> bool:
+    """Whether the optimiser would write it, or pass a sample of its gradient by for the second time."""
+    if parameter.grad is not None:
+        return True
+    record = found_record(parameter)
+    if record is None or record[0].low_rank is None or not record[0].can_move:
+        return False
+    was_left, record[0].is_left = record[0].is_left, True
+    return was_left
