@@ -29,7 +29,8 @@ LEVELS = (
     ("training.triggers.attach", "training.triggers.optimizer"),
     ("training.triggers", "training"),
     # the modules themselves
-    ("layers.base.inputs", "layers.base.loading", "layers.base.methods", "layers.base.module", "layers.base.forward"),
+    ("layers.base.inputs", "layers.base.symbolic", "layers.base.loading", "layers.base.methods"),
+    ("layers.base.module", "layers.base.forward"),
     ("layers.base",),
     ("layers.activation", "layers.linear"),
     ("layers.recurrent.fused", "layers.recurrent.scan", "layers.recurrent.cell", "layers.recurrent.rnn"),

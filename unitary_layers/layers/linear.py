@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..linalg.check import check_dense
 from ..projunn.rule import UpdateRule
@@ -87,6 +88,8 @@ class UnitaryLinear(UnitaryModule):
         return self.value("weight")[: self.out_features, : self.in_features]
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return self.recorded(input)
         watch_own(self)
         factored = factored_weight(self, "weight")
         check_dense("input of UnitaryLinear", input, sparse=factored is None)

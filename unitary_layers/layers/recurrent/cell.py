@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ...linalg.check import check_dense
 from ...projunn.rule import UpdateRule
@@ -132,6 +133,8 @@ class UnitaryRNNCell(UnitaryRNNBase):
         return self.value("weight_hh")
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if isinstance(input, Proxy):
+            return self.recorded(input, hx)
         watch_own(self)
         for name, x in [("input", input)] + ([] if hx is None else [("hidden", hx)]):
             check_dense(f"{name} of UnitaryRNNCell", x)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from ...linalg.check import check_dense
@@ -131,6 +132,8 @@ class UnitaryRNN(UnitaryRNNBase):
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
+        if isinstance(input, Proxy):
+            return self.recorded(input, hx)
         if hx is not None:
             check_dense("hx of UnitaryRNN", hx)
         if isinstance(input, PackedSequence):
