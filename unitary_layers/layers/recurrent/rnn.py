@@ -1,7 +1,7 @@
 """A recurrent layer with unitary recurrent matrices, in the place of ``nn.RNN``."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,7 +139,7 @@ class UnitaryRNN(UnitaryRNNBase):
         if isinstance(input, PackedSequence):
             data, sizes, order, undo = input
             h_0 = None if hx is None else _reordered(hx, order)
-            output, h_n = self._run(data, sizes.tolist(), h_0)
+            output, h_n = self._run(data, sizes, h_0, int(sizes[0]), len(sizes))
             return PackedSequence(output, sizes, order, undo), _reordered(h_n, undo)
         check_dense("input of UnitaryRNN", input)
         if input.dim() not in (2, 3):
@@ -153,18 +153,20 @@ class UnitaryRNN(UnitaryRNNBase):
         if x.size(0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         h_0 = hx if hx is None or batched else hx.unsqueeze(1)
-        output, h_n = self._run(rearrange(x, "t b f -> (t b) f"), [x.size(1)] * x.size(0), h_0)
+        output, h_n = self._run(rearrange(x, "t b f -> (t b) f"), None, h_0, x.size(1), x.size(0))
         output = rearrange(output, "(t b) f -> t b f", t=x.size(0))
         if not batched:
             return output.squeeze(1), h_n.squeeze(1)
         return (output.transpose(0, 1) if batch_dim == 0 else output), h_n
 
-    def _run(self, x: Tensor, batch_sizes: Sequence[int], hx: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, x: Tensor, batch_sizes: Tensor | None, hx: Tensor | None, batch: int, steps: int
+    ) -> tuple[Tensor, Tensor]:
         """All layers over packed rows ``(sum(batch_sizes), input_size)`` from ``(D * num_layers, batch, n)``."""
         watch_own(self)
-        if self.training and torch.is_grad_enabled() and not (torch.compiler.is_compiling() or is_transformed()):
-            self.uses = len(batch_sizes)
-        hx = self._initial_state(x, batch_sizes[0], hx)
+        if self.training and torch.is_grad_enabled() and not is_transformed():
+            self.uses = steps
+        hx = self._initial_state(x, batch, hx)
         h_n = []
         for layer in range(self.num_layers):
             states = []
