@@ -23,6 +23,7 @@ LEVELS = (
     ("training.reduced", "training.batch"),
     ("training.parallel.shared", "training.parallel.comm_hook", "training.parallel"),
     ("training.factored.once", "training.factored.unused", "training.factored.collect"),
+    ("training.factored.graphs",),
     ("training.factored.amp", "training.factored"),
     ("training.step",),
     ("training.triggers.rates", "training.triggers.saved", "training.triggers.host"),

@@ -88,5 +88,5 @@ def test_torch_finds_no_fault_with_the_operator(kind, sizes):
     projected, h_0, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((6, N), (3, N), (N,)))
     inputs = [t.requires_grad_() for t in (projected, h_0, haar_unitary(N, dtype=torch.float64), bias)]
     inputs[3] = inputs[3] if kind == "modrelu" else None
-    rest = (None if sizes is None else torch.tensor(sizes), kind, False)
+    rest = (None, None if sizes is None else torch.tensor(sizes), kind, False)
     torch.library.opcheck(scan_operator, (*inputs, *rest))

@@ -58,7 +58,7 @@ def operate(projected: Tensor, sizes: list[int], h_0: Tensor, weight: Tensor, ac
     """As the operator that a compiled graph has in the node's place."""
     batch_sizes = None if sizes[0] == sizes[-1] else torch.tensor(sizes)
     bias = getattr(activation, "bias", None)
-    return scan_operator(projected, h_0, weight, bias, batch_sizes, kind_of(activation, weight), reverse)
+    return scan_operator(projected, h_0, weight, bias, None, batch_sizes, kind_of(activation, weight), reverse)
 
 
 def one_by_one(projected: Tensor, sizes: list[int], h_0: Tensor, weight: Tensor, activation: nn.Module, reverse: bool):

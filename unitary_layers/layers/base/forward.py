@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from ...linalg.transforms import is_transformed
+from ...training.factored.graphs import Sampled
 from ...training.watch import watch
-from ...training.weight import UnitaryWeight, record_of
+from ...training.weight import record_of
 from .module import UnitaryModule
 
 
@@ -31,7 +32,7 @@ def watch_own(module: nn.Module) -> None:
             watch([module.unitary_weight(name)])
 
 
-def factored_weight(module: nn.Module, name: str) -> UnitaryWeight | None:
+def factored_weight(module: nn.Module, name: str) -> Sampled | None:
     """The weight of a layer if a forward pass now is to collect its gradient and not to leave it to autograd."""
     if not isinstance(module, UnitaryModule) or module.gradient == "dense" or not torch.is_grad_enabled():
         return None  # a scripted layer is no UnitaryModule; its gradients are dense
@@ -39,9 +40,4 @@ def factored_weight(module: nn.Module, name: str) -> UnitaryWeight | None:
     # Where another tensor stands for the parameter, its gradient is its owner's.
     if parameter is None or not parameter.requires_grad or is_transformed():
         return None
-    return _weight_of(module, name)
-
-
-@torch.compiler.disable  # a compiled graph would watch what is kept of all parameters
-def _weight_of(module: UnitaryModule, name: str) -> UnitaryWeight:
-    return module.unitary_weight(name)
+    return parameter if torch.compiler.is_compiling() else module.unitary_weight(name)

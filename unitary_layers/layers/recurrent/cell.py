@@ -11,7 +11,7 @@ from torch.fx import Proxy
 
 from ...linalg.check import check_dense
 from ...projunn.rule import UpdateRule
-from ...training.factored.collect import collect
+from ...training.factored.graphs import collect
 from ..activation import make_activation
 from ..base.forward import factored_weight, watch_own
 from ..base.inputs import dtype_differs

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...linalg.transforms import is_transformed
 from ...training.factored.collect import Parts, collect
+from ...training.factored.graphs import Sampled, weight_at
 from ...training.factored.once import once_differentiable
 from ...training.weight import UnitaryWeight
 from ..base.inputs import without_autocast
@@ -30,7 +31,7 @@ def scan(
     weight: Tensor,
     activation: nn.Module,
     *,
-    factored: UnitaryWeight | None = None,
+    factored: Sampled | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""``h_t = activation(projected_t + h_{t-1} W^T)`` over the rows of a packed sequence.
@@ -52,12 +53,14 @@ def scan(
         All states ``(sum(batch_sizes), n)``, and the state of each sequence after its last step ``(batch, n)``.
     """
     kind = None if is_transformed() else kind_of(activation, weight)
-    if factored is None and kind is not None and torch.compiler.is_compiling():
-        return scan_operator(projected, h_0, weight, _bias(activation, projected), batch_sizes, kind, reverse)
-    sizes = sizes_of(batch_sizes, projected.size(0), h_0.size(0))
-    if factored is not None:
-        return _collected_scan(projected, sizes, h_0, weight, activation, kind, factored, reverse)
-    return _scan(projected, sizes, h_0, weight, activation, kind, reverse)
+    if kind is not None and torch.compiler.is_compiling():
+        assert not isinstance(factored, UnitaryWeight)  # see Note [An operator that collects]
+        weight, bias = weight if factored is None else weight.detach(), _bias(activation, projected)
+        return scan_operator(projected, h_0, weight, bias, factored, batch_sizes, kind, reverse)
+    of = (sizes_of(batch_sizes, projected.size(0), h_0.size(0)), h_0, weight, activation, kind)
+    if factored is None:
+        return _scan(projected, *of, reverse)
+    return _collected_scan(projected, *of, factored, reverse)
 
 
 def _scan(
@@ -79,6 +82,7 @@ def _bias(activation: nn.Module, like: Tensor) -> Tensor | None:
     return None if bias is None else bias.to(like.dtype)
 
 
+@torch.compiler.disable  # a loop whose gradient is collected all at once
 def _collected_scan(
     projected: Tensor,
     sizes: Sequence[int],
@@ -86,11 +90,12 @@ def _collected_scan(
     weight: Tensor,
     activation: nn.Module,
     kind: str | None,
-    factored: UnitaryWeight,
+    factored: Sampled,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """:func:`scan` with a constant weight, whose gradient comes from that of ``projected``: all deltas side by side."""
     kept: list[Tensor] = []
+    factored = factored if isinstance(factored, UnitaryWeight) else weight_at(factored)
 
     def inputs() -> Parts:
         output, first = kept
