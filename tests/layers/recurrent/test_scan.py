@@ -50,8 +50,8 @@ def scan(
     projected: Tensor, sizes: list[int], h_0: Tensor, weight: Tensor, activation: nn.Module, reverse: bool = False
 ):
     """As one node, of a padded batch where all sequences are as long."""
-    batch_sizes = None if sizes[0] == sizes[-1] else torch.tensor(sizes)
-    return scan_packed(projected, batch_sizes, h_0, weight, activation, reverse=reverse)
+    lengths = len(sizes) if sizes[0] == sizes[-1] else torch.tensor(sizes)
+    return scan_packed(projected, lengths, h_0, weight, activation, reverse=reverse)
 
 
 def operate(projected: Tensor, sizes: list[int], h_0: Tensor, weight: Tensor, activation: nn.Module, reverse: bool):

@@ -8,11 +8,9 @@ from torch import Tensor
 from ...training.factored.collect import Parts
 
 
-def sizes_of(batch_sizes: Tensor | None, rows: int, batch: int) -> list[int]:
-    """How many sequences are alive at each time step; without ``batch_sizes`` all of them at each."""
-    if batch_sizes is not None:
-        return batch_sizes.tolist()
-    return [batch] * max(rows // max(batch, 1), 1)  # an empty batch has no rows to tell its time steps by
+def sizes_of(lengths: Tensor | int, batch: int) -> list[int]:
+    """How many of a batch of sequences are alive at each time step; see :func:`scan`."""
+    return lengths.tolist() if isinstance(lengths, Tensor) else [batch] * lengths
 
 
 def alive_of(h: Tensor, alive: int, h_0: Tensor, ended: list[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...linalg.transforms import is_transformed
+from ...linalg.transforms import is_exporting, is_transformed
 from ...training.factored.collect import Parts, collect
 from ...training.factored.graphs import Sampled, weight_at
 from ...training.factored.once import once_differentiable
@@ -26,7 +26,7 @@ from .packed import alive_of, sizes_of, states_before
 
 def scan(
     projected: Tensor,
-    batch_sizes: Tensor | None,
+    lengths: Tensor | int,
     h_0: Tensor,
     weight: Tensor,
     activation: nn.Module,
@@ -41,8 +41,8 @@ def scan(
 
     Args:
         projected: inputs times the input weight, with the biases, ``(sum(batch_sizes), n)``.
-        batch_sizes: sequences alive at each time step ``(t,)``, not increasing; None for a padded batch, in which all
-            always are.
+        lengths: ``batch_sizes`` ``(t,)``, how many sequences are alive at each time step, not increasing; or of a
+            padded batch, in which all always are, the number of time steps.
         h_0: ``(batch, n)``.
         weight: recurrent matrix W ``(n, n)``.
         activation: acts on ``(rows, n)``; those in ``FUSED`` run as one node.
@@ -52,15 +52,27 @@ def scan(
     Returns:
         All states ``(sum(batch_sizes), n)``, and the state of each sequence after its last step ``(batch, n)``.
     """
-    kind = None if is_transformed() else kind_of(activation, weight)
-    if kind is not None and torch.compiler.is_compiling():
+    kind = kind_of(activation, weight)
+    if kind is not None and _is_one_operator(lengths):
         assert not isinstance(factored, UnitaryWeight)  # see Note [An operator that collects]
         weight, bias = weight if factored is None else weight.detach(), _bias(activation, projected)
-        return scan_operator(projected, h_0, weight, bias, factored, batch_sizes, kind, reverse)
-    of = (sizes_of(batch_sizes, projected.size(0), h_0.size(0)), h_0, weight, activation, kind)
+        sizes = lengths if isinstance(lengths, Tensor) else None
+        return scan_operator(projected, h_0, weight, bias, factored, sizes, kind, reverse)
+    of = (sizes_of(lengths, h_0.size(0)), h_0, weight, activation, None if is_transformed() else kind)
     if factored is None:
         return _scan(projected, *of, reverse)
     return _collected_scan(projected, *of, factored, reverse)
+
+
+def _is_one_operator(lengths: Tensor | int) -> bool:
+    """Whether a graph is made that is to take sequences of any length."""
+    if not is_transformed():
+        return torch.compiler.is_compiling()
+    if isinstance(lengths, Tensor) or not is_exporting():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # with sympy, which an export has loaded
+
+    return not has_static_value(lengths)
 
 
 def _scan(
