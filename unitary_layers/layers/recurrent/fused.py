@@ -74,7 +74,7 @@ def states(
 ) -> tuple[Tensor, Tensor]:
     """All states ``(sum(sizes), n)`` and the last of each sequence ``(batch, n)``; as :func:`scan`."""
     ended: list[Tensor] = []
-    output = projected.new_empty(projected.shape)
+    output = torch.empty_like(projected, memory_format=torch.contiguous_format)
     steps = list(zip(projected.split(sizes), output.split(sizes), strict=True))
     h = h_0[: sizes[-1 if reverse else 0]]
     for x, y in reversed(steps) if reverse else steps:

@@ -52,22 +52,20 @@ def scan(
     Returns:
         All states ``(sum(batch_sizes), n)``, and the state of each sequence after its last step ``(batch, n)``.
     """
-    kind = kind_of(activation, weight)
-    if kind is not None and _is_one_operator(lengths):
+    kind, is_formula = kind_of(activation, weight), is_transformed()
+    if kind is not None and (_is_open(lengths) if is_formula else torch.compiler.is_compiling()):
         assert not isinstance(factored, UnitaryWeight)  # see Note [An operator that collects]
         weight, bias = weight if factored is None else weight.detach(), _bias(activation, projected)
         sizes = lengths if isinstance(lengths, Tensor) else None
         return scan_operator(projected, h_0, weight, bias, factored, sizes, kind, reverse)
-    of = (sizes_of(lengths, h_0.size(0)), h_0, weight, activation, None if is_transformed() else kind)
+    of = (sizes_of(lengths, h_0.size(0)), h_0, weight, activation, None if is_formula else kind)
     if factored is None:
         return _scan(projected, *of, reverse)
     return _collected_scan(projected, *of, factored, reverse)
 
 
-def _is_one_operator(lengths: Tensor | int) -> bool:
-    """Whether a graph is made that is to take sequences of any length."""
-    if not is_transformed():
-        return torch.compiler.is_compiling()
+def _is_open(lengths: Tensor | int) -> bool:
+    """Whether an export is to take sequences of any length."""
     if isinstance(lengths, Tensor) or not is_exporting():
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value  # with sympy, which an export has loaded
