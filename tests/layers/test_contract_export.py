@@ -81,8 +81,24 @@ def test_the_kernel_is_an_ordinary_convolution(options):
     assert_rounding(y, layer(x), n=10 * N)
 
 
-def test_the_length_of_a_sequence_is_that_of_the_export():
+def test_a_sequence_is_as_long_as_that_of_the_export():
     layer = UnitaryRNN(3, N)
     program = torch.export.export(layer, (torch.randn(5, BATCH, 3),))
+    assert not any("unitary_layers" in str(node.target) for node in program.graph.nodes)  # it runs without us
     with pytest.raises(AssertionError, match="input"):
         program.module()(torch.randn(6, BATCH, 3))
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+def test_a_sequence_of_any_length_is_one_operator_of_the_export(strict):
+    layer = UnitaryRNN(3, N, nonlinearity="modrelu", bidirectional=True)
+    dims = {0: torch.export.Dim("steps", min=2, max=1000), 1: torch.export.Dim("batch", min=2)}
+    program = torch.export.export(layer, (torch.randn(5, BATCH, 3),), dynamic_shapes=(dims,), strict=strict)
+    assert sum("unitary_layers.scan" in str(node.target) for node in program.graph.nodes) == 2
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    exported = torch.export.load(buffer).module()
+    for shape in ((9, BATCH, 3), (2, 2 * BATCH, 3)):
+        x = torch.randn(shape)
+        assert_rounding(output_of(exported, x), output_of(layer, x), n=N)

@@ -13,6 +13,9 @@ from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from unitary_layers import projunn_step, unitary_weights
+from unitary_layers.testing import assert_unitary
+
 LEAVES = {"leaf_modules": get_notrace_modules(), "autowrap_functions": get_notrace_functions()}
 deprecated = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
 
@@ -158,12 +161,17 @@ def test_groups_of_parameters(name):
 
 
 @every_model
-def test_graphs_of_fx_return_the_same_and_train(name):
+@pytest.mark.parametrize("trace", [traced, torch.fx.symbolic_trace], ids=["features", "plain"])
+def test_graphs_of_fx_return_the_same_and_train(name, trace):
     model, x = make_small(name).eval(), images(name)
-    graph = traced(model)
+    graph = trace(model)
     assert torch.equal(_only(graph(x)), model(x))
     _only(graph.train()(x)).mean().backward()
+    assert {id(p) for p in graph.parameters()} == {id(p) for p in model.parameters()}
     assert all(p.grad is not None for p in graph.parameters())
+    projunn_step(graph)
+    assert all(int(weight.count) == 1 for weight in unitary_weights(model))
+    assert_unitary(model)
 
 
 @every_model

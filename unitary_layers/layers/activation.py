@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import register_notrace_module
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..linalg.check import check_dense
 from .base.inputs import as_dtype, as_real, as_size
+from .base.symbolic import OneOperation
 
 
 class ModReLU(nn.Module):
@@ -53,8 +54,7 @@ class ModReLU(nn.Module):
         return f"{self.num_features}"
 
 
-@register_notrace_module
-class GroupSort(nn.Module):
+class GroupSort(OneOperation):
     r"""Sorts the values within groups of neighbouring channels: a permutation of each input, so it keeps every norm.
 
     It is 1-Lipschitz and gradient norm preserving; a group of 2 gives (min, max), also known as MaxMin.
@@ -80,8 +80,9 @@ class GroupSort(nn.Module):
             raise TypeError(f"expected dim to be an integer, got {dim!r}")
         self.dim = dim
 
-    @torch.jit.ignore
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return self.recorded(input)
         check_dense("input of GroupSort", input)
         if not -input.ndim <= self.dim < input.ndim:
             raise ValueError(f"expected an input with a dimension {self.dim}, got shape {tuple(input.shape)}")

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..linalg.check import check_dense
 from ..projunn.rule import UpdateRule
-from ..training.factored.collect import collect
+from ..training.factored.graphs import collect
 from .base.forward import factored_weight, value_in_use, watch_own
 from .base.inputs import as_size
 from .base.module import UnitaryModule
@@ -87,6 +88,8 @@ class UnitaryLinear(UnitaryModule):
         return self.value("weight")
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return self.recorded(input)
         watch_own(self)
         factored = factored_weight(self, "weight")
         check_dense("input of UnitaryLinear", input, sparse=factored is None)

@@ -6,14 +6,15 @@ import torch
 # torch.export and torch.jit.trace record the operations of a layer; torch.func differentiates and batches them. None of
 # them knows what a node of our own does in backward. So under them a layer is the formula in its docstring: a
 # recurrence is a loop, a Fourier transform is torch's own, a weight is a tensor like any other with a dense gradient,
-# "factored" or not, and nobody watches it. torch.compile knows such nodes and keeps them.
+# "factored" or not, and nobody watches it. torch.compile knows such nodes and keeps them. A loop has a fixed number of
+# steps: where an export is to take sequences of any length, a recurrence is an operator of this package instead.
 # Nor can a number be read under them to choose between formulas: functions take the one that always holds, and what is
 # not finite comes out as NaN or as an error of torch.
 
 # torch 2.5 and 2.6 do not tell an export from a compilation, which then gets the plain formula too.
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def is_transformed() -> bool:
     """Whether torch.export, torch.jit.trace or a transform of torch.func looks on; see Note [Under a transform]."""
-    return _is_exporting() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return is_exporting() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()

@@ -29,6 +29,12 @@ def register_owner(module: UnitaryOwner) -> None:
         _registrations[0] += 1
 
 
+def owners() -> list[UnitaryOwner]:
+    """The living modules that own unitary weights, the first made first."""
+    with _lock:
+        return list(_owners)
+
+
 def owners_of(parameters: Iterable[Tensor]) -> list[UnitaryOwner]:
     """The living modules that have one of the parameters as a unitary weight, the first made first."""
     wanted = set(map(id, parameters))

@@ -7,14 +7,16 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from unitary_layers import ModReLU, haar_unitary
-from unitary_layers.layers.recurrent.scan import is_fused, loop, scan
+from unitary_layers.layers.recurrent.fused import FUSED, kind_of
+from unitary_layers.layers.recurrent.operator import scan_operator
+from unitary_layers.layers.recurrent.scan import loop
+from unitary_layers.layers.recurrent.scan import scan as scan_packed
 
 N = 4
 SIZES = ([3, 3, 3], [4, 2, 2, 1], [1], [5, 1], [2, 2, 1, 1], [3, 3])
-FUSED = ("tanh", "relu", "identity", "modrelu")
 CASES = [
     (f, d)
-    for f in FUSED
+    for f in sorted(FUSED)
     for d in (torch.float64, torch.complex128, torch.float32)
     if (f, d.is_complex) != ("relu", True)
 ]
@@ -42,6 +44,21 @@ def make_leaves(sizes: list[int], dtype: torch.dtype, activation: nn.Module) -> 
         "weight": haar_unitary(N, dtype=dtype),
     }
     return {k: v.requires_grad_() for k, v in leaves.items()} | dict(activation.named_parameters())
+
+
+def scan(
+    projected: Tensor, sizes: list[int], h_0: Tensor, weight: Tensor, activation: nn.Module, reverse: bool = False
+):
+    """As one node, of a padded batch where all sequences are as long."""
+    lengths = len(sizes) if sizes[0] == sizes[-1] else torch.tensor(sizes)
+    return scan_packed(projected, lengths, h_0, weight, activation, reverse=reverse)
+
+
+def operate(projected: Tensor, sizes: list[int], h_0: Tensor, weight: Tensor, activation: nn.Module, reverse: bool):
+    """As the operator that a compiled graph has in the node's place."""
+    batch_sizes = None if sizes[0] == sizes[-1] else torch.tensor(sizes)
+    bias = getattr(activation, "bias", None)
+    return scan_operator(projected, h_0, weight, bias, None, batch_sizes, kind_of(activation, weight), reverse)
 
 
 def one_by_one(projected: Tensor, sizes: list[int], h_0: Tensor, weight: Tensor, activation: nn.Module, reverse: bool):
@@ -77,16 +94,17 @@ def gradients(run, sizes, leaves, activation, reverse, read, of=None) -> tuple[T
 def test_node_loop_and_definition_agree(nonlinearity, dtype, sizes, reverse):
     activation = make_activation(nonlinearity, dtype)
     leaves = make_leaves(sizes, dtype, activation)
-    assert is_fused(activation, leaves["weight"]) == (not (nonlinearity == "modrelu" and dtype.is_complex))
+    is_fused = not (nonlinearity == "modrelu" and dtype.is_complex)
+    assert kind_of(activation, leaves["weight"]) == (nonlinearity if is_fused else None)
     for read in READS:
         *values, expected = gradients(one_by_one, sizes, leaves, activation, reverse, read)
-        for run in (scan, loop):
+        for run in (scan, loop, *([operate] if is_fused else [])):
             *found, actual = gradients(run, sizes, leaves, activation, reverse, read)
             for mine, twin in zip([*found, *actual], [*values, *expected], strict=True):
                 assert_rounding(mine, twin, n=N * sum(sizes))
 
 
-@pytest.mark.parametrize("nonlinearity", FUSED)
+@pytest.mark.parametrize("nonlinearity", sorted(FUSED))
 def test_the_fused_ones_are_one_node(nonlinearity):
     activation = make_activation(nonlinearity, torch.float32)
     leaves = make_leaves([2, 2, 1], torch.float32, activation)
@@ -103,7 +121,7 @@ def test_what_is_not_known_runs_as_a_loop():
     activation = Tanh()
     leaves = make_leaves([3, 1], torch.float64, activation)
     arguments = (leaves["projected"], [3, 1], leaves["h_0"], leaves["weight"], activation)
-    assert not is_fused(activation, leaves["weight"])
+    assert kind_of(activation, leaves["weight"]) is None
     for mine, twin in zip(scan(*arguments), one_by_one(*arguments, reverse=False), strict=True):
         assert_rounding(mine, twin, n=N * 4)
 
@@ -122,7 +140,7 @@ def test_gradcheck(nonlinearity, dtype, sizes, reverse):
     assert gradcheck(run, tuple(leaves.values()))
 
 
-@pytest.mark.parametrize("nonlinearity", FUSED)
+@pytest.mark.parametrize("nonlinearity", sorted(FUSED))
 def test_double_backward_is_refused(nonlinearity):
     activation = make_activation(nonlinearity, torch.float64)
     leaves = make_leaves([2, 1], torch.float64, activation)
@@ -154,7 +172,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_others_theirs(frozen, sizes):
         assert_rounding(mine, twin, n=N * sum(sizes))
 
 
-@pytest.mark.parametrize("nonlinearity", FUSED)
+@pytest.mark.parametrize("nonlinearity", sorted(FUSED))
 def test_inputs_are_left_as_they_are(nonlinearity):
     activation = make_activation(nonlinearity, torch.float32)
     leaves = make_leaves([3, 2], torch.float32, activation)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ...linalg import nearest_unitary, unitarity_error
 from ...linalg.transforms import is_transformed
+from ...training.factored.graphs import Sampled
 from ...training.watch import rounding_tolerance, watch
 from ...training.weight import UnitaryWeight, as_complex, record_of
 from .inputs import HALF
@@ -73,7 +74,7 @@ def _nearest(weight: UnitaryWeight) -> Tensor | None:
     return weight.as_stored(nearest_unitary(weight.matrix))
 
 
-def factored_weight(module: nn.Module, name: str) -> UnitaryWeight | None:
+def factored_weight(module: nn.Module, name: str) -> Sampled | None:
     """The weight of a layer if a forward pass now is to collect its gradient and not to leave it to autograd."""
     if not isinstance(module, UnitaryModule) or module.gradient == "dense" or not torch.is_grad_enabled():
         return None  # a scripted layer is no UnitaryModule; its gradients are dense
@@ -81,9 +82,4 @@ def factored_weight(module: nn.Module, name: str) -> UnitaryWeight | None:
     # Where another tensor stands for the parameter, its gradient is its owner's.
     if parameter is None or not parameter.requires_grad or is_transformed():
         return None
-    return _weight_of(module, name)
-
-
-@torch.compiler.disable  # a compiled graph would watch what is kept of all parameters
-def _weight_of(module: UnitaryModule, name: str) -> UnitaryWeight:
-    return module.unitary_weight(name)
+    return parameter if torch.compiler.is_compiling() else module.unitary_weight(name)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.distributed import ProcessGroup
@@ -20,6 +19,7 @@ from .inputs import HALF, as_dtype, as_real, check_rule
 from .loading import STATE_VERSION, is_too_new, prepare_state, settle
 from .methods import UnitaryMethods
 from .states import STATE, state_names, state_shapes
+from .symbolic import OneOperation
 
 # Note [Storage]
 # A complex weight is stored as a real parameter of pairs (..., 2) and read through view_as_complex. With a native
@@ -30,7 +30,7 @@ from .states import STATE, state_names, state_shapes
 # meta device. Counters are buffers and travel with state_dict, safetensors and averages.
 
 
-class UnitaryModule(UnitaryMethods):
+class UnitaryModule(UnitaryMethods, OneOperation):
     """Base of the layers: registers unitary parameters and keeps them unitary through what torch does to a module.
 
     Args:
@@ -50,14 +50,10 @@ class UnitaryModule(UnitaryMethods):
     step_length: ClassVar[float] = SPECTRAL_LENGTH  # of a rule without one; see Note [One length for all layers]
     rank_share: ClassVar[int] = 16  # what part of n is the rank of a rule without one
     uses: int = 1  # how often a weight acts, one time after another, in a forward pass
-    __jit_unused_properties__: ClassVar[list[str]] = ["update", "matrix", "support", "all_weights"]
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        # To FX, which cannot follow a check of shapes, a layer is one operation; TorchScript calls it in Python.
-        super().__init_subclass__(**options)
-        register_notrace_module(cls)
-        if "forward" in vars(cls):
-            torch.jit.ignore(cls.forward)
+    __jit_unused_properties__: ClassVar[list[str]] = [
+        *OneOperation.__jit_unused_properties__,
+        *("update", "matrix", "support", "all_weights"),
+    ]
 
     def __init__(
         self,

@@ -25,11 +25,10 @@ from ...linalg.signal.spectrum import (
     to_bins_by_basis,
 )
 from ...linalg.transforms import is_transformed
-from ...training.factored.collect import collect
-from ...training.weight import UnitaryWeight
+from ...training.factored.graphs import Sampled, collect
 from ..base.inputs import without_autocast
 
-Factored = tuple[UnitaryWeight | None, UnitaryWeight | None]  # those of a layer's weights that are collected
+Factored = tuple[Sampled | None, Sampled | None]  # those of a layer's weights that are collected
 # Up to this many points a product with the dense basis is the faster transform; on two cores they meet at 16 x 16.
 BASIS_POINTS = 256
 
@@ -165,6 +164,6 @@ class FullSupport:
         return {"weight": real.real[..., :rows, :columns], "weight_pairs": pairs[..., :rows, :columns]}
 
 
-def _constant(weight: Tensor, factored: UnitaryWeight | None) -> Tensor:
+def _constant(weight: Tensor, factored: Sampled | None) -> Tensor:
     """The weight as autograd is to see it; see Note [Sampling inside backward]."""
     return weight if factored is None else weight.detach()

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ...linalg.check import check_dense
 from ...projunn.rule import UpdateRule
-from ...training.factored.collect import collect
+from ...training.factored.graphs import collect
 from ..activation import make_activation
 from ..base.forward import factored_weight, value_in_use, watch_own
 from ..base.inputs import dtype_differs
@@ -132,6 +133,8 @@ class UnitaryRNNCell(UnitaryRNNBase):
         return self.value("weight_hh")
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if isinstance(input, Proxy):
+            return self.recorded(input, hx)
         watch_own(self)
         for name, x in [("input", input)] + ([] if hx is None else [("hidden", hx)]):
             check_dense(f"{name} of UnitaryRNNCell", x)

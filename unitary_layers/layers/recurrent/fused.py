@@ -1,22 +1,28 @@
-"""The nonlinearities with which a recurrence is one node of the graph; see Note [One node for a whole sequence]."""
+"""The recurrence and its gradients on plain tensors, for the nonlinearities that need no more than their output.
 
-from collections.abc import Callable
+See Note [One node for a whole sequence].
+"""
+
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..activation import ModReLU
+from .packed import alive_of, states_before
 
 
 class Fused(NamedTuple):
-    """A nonlinearity f, with a bias or without, as the node needs it.
+    """A nonlinearity f, with a bias or without.
 
     Attributes:
+        module: the class of its modules.
         activate_: ``(y, bias)``: f in place.
         derivative: ``(g, y, d)``: writes to d the derivative of f, at the input whose output is y, times a gradient g.
     """
 
+    module: type[nn.Module]
     activate_: Callable[[Tensor, Tensor | None], object]
     derivative: Callable[[Tensor, Tensor, Tensor], object]
 
@@ -29,20 +35,95 @@ def _mod_relu_(y: Tensor, bias: Tensor | None) -> None:
 
 
 _aten = torch.ops.aten
-# A plain dict: torch.compile breaks the graph at a MappingProxyType whose keys are classes.
-FUSED: dict[type[nn.Module], Fused] = {
-    nn.ReLU: Fused(
-        lambda y, bias: torch.relu_(y), lambda g, y, d: _aten.threshold_backward.grad_input(g, y, 0, grad_input=d)
+FUSED = {
+    "relu": Fused(
+        nn.ReLU,
+        lambda y, bias: torch.relu_(y),
+        lambda g, y, d: _aten.threshold_backward.grad_input(g, y, 0, grad_input=d),
     ),
-    nn.Tanh: Fused(lambda y, bias: torch.tanh_(y), lambda g, y, d: _aten.tanh_backward.grad_input(g, y, grad_input=d)),
-    nn.Identity: Fused(lambda y, bias: y, lambda g, y, d: d.copy_(g)),
-    ModReLU: Fused(_mod_relu_, lambda g, y, d: torch.mul(g, y != 0, out=d)),
+    "tanh": Fused(
+        nn.Tanh, lambda y, bias: torch.tanh_(y), lambda g, y, d: _aten.tanh_backward.grad_input(g, y, grad_input=d)
+    ),
+    "identity": Fused(nn.Identity, lambda y, bias: y, lambda g, y, d: d.copy_(g)),
+    "modrelu": Fused(ModReLU, _mod_relu_, lambda g, y, d: torch.mul(g, y != 0, out=d)),
 }
 
+_KINDS = {fused.module: name for name, fused in FUSED.items()}
 
-def is_fused(activation: nn.Module, weight: Tensor) -> bool:
-    """Whether :func:`scan` runs as one node: the derivative of complex modReLU is no function of its output alone."""
-    if type(activation) not in FUSED or (isinstance(activation, ModReLU) and weight.is_complex()):
-        return False
+
+def kind_of(activation: nn.Module, weight: Tensor) -> str | None:
+    """The name in ``FUSED`` of a module's nonlinearity; None for others, and where its hooks ask for each step.
+
+    Complex modReLU is none of them: its derivative is no function of its output alone.
+    """
     hooks = (activation._forward_pre_hooks, activation._forward_hooks)
-    return not any((*hooks, activation._backward_pre_hooks, activation._backward_hooks))  # which ask for each step
+    if any((*hooks, activation._backward_pre_hooks, activation._backward_hooks)):
+        return None
+    kind = _KINDS.get(type(activation))
+    return None if kind == "modrelu" and weight.is_complex() else kind
+
+
+def states(
+    projected: Tensor,
+    h_0: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    sizes: Sequence[int],
+    kind: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """All states ``(sum(sizes), n)`` and the last of each sequence ``(batch, n)``; as :func:`scan`."""
+    ended: list[Tensor] = []
+    output = torch.empty_like(projected, memory_format=torch.contiguous_format)
+    steps = list(zip(projected.split(sizes), output.split(sizes), strict=True))
+    h = h_0[: sizes[-1 if reverse else 0]]
+    for x, y in reversed(steps) if reverse else steps:
+        h = alive_of(h, x.size(0), h_0, ended)
+        torch.addmm(x, h, weight.mT, out=y)
+        FUSED[kind].activate_(y, bias)
+        h = y
+    return output, torch.cat([h, *ended[::-1]])
+
+
+class Arriving(NamedTuple):
+    """Gradients of the two results of :func:`states`, None where one was not used."""
+
+    output: Tensor | None
+    h_n: Tensor | None
+
+
+def gradients(
+    arriving: Arriving,
+    h_0: Tensor,
+    weight: Tensor,
+    output: Tensor,
+    sizes: Sequence[int],
+    kind: str,
+    reverse: bool,
+    with_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of ``projected``, which are those of all pre-activations, of ``h_0``, and of the bias if there is one.
+
+    With the states before, the first give that of the weight: :func:`product_over_time`.
+    """
+    carried = torch.zeros_like(h_0) if arriving.h_n is None else arriving.h_n.clone()
+    conjugate, delta = weight.conj(), torch.empty_like(output)
+    grad_bias = torch.zeros_like(h_0) if with_bias else None
+    parts = [None] * len(sizes) if arriving.output is None else arriving.output.split(sizes)
+    steps = list(zip(parts, output.split(sizes), delta.split(sizes), strict=True))
+    for g, y, d in steps if reverse else reversed(steps):
+        alive = carried[: y.size(0)]
+        FUSED[kind].derivative(alive if g is None else alive.add_(g), y, d)
+        torch.mm(d, conjugate, out=alive)
+        if grad_bias is not None:
+            grad_bias[: y.size(0)].addcmul_(d, torch.sgn(y))
+    return delta, carried, None if grad_bias is None else grad_bias.sum(0)
+
+
+def product_over_time(delta: Tensor, output: Tensor, h_0: Tensor, sizes: Sequence[int], reverse: bool) -> Tensor:
+    """``sum_t delta_t^T conj(h_{t-1})`` ``(n, n)``: the gradient of the recurrent matrix."""
+    (first, h), *rest = states_before(output, h_0, sizes, reverse)
+    product = delta[first].mT @ h.conj()
+    for rows, before in rest:
+        product.addmm_(delta[rows].mT, before.conj())
+    return product

@@ -1,13 +1,14 @@
 """A recurrent layer with unitary recurrent matrices, in the place of ``nn.RNN``."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from ...linalg.check import check_dense
@@ -131,12 +132,14 @@ class UnitaryRNN(UnitaryRNNBase):
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
+        if isinstance(input, Proxy):
+            return self.recorded(input, hx)
         if hx is not None:
             check_dense("hx of UnitaryRNN", hx)
         if isinstance(input, PackedSequence):
             data, sizes, order, undo = input
             h_0 = None if hx is None else _reordered(hx, order)
-            output, h_n = self._run(data, sizes.tolist(), h_0)
+            output, h_n = self._run(data, sizes, h_0, int(sizes[0]))
             return PackedSequence(output, sizes, order, undo), _reordered(h_n, undo)
         check_dense("input of UnitaryRNN", input)
         if input.dim() not in (2, 3):
@@ -150,18 +153,19 @@ class UnitaryRNN(UnitaryRNNBase):
         if x.size(0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         h_0 = hx if hx is None or batched else hx.unsqueeze(1)
-        output, h_n = self._run(rearrange(x, "t b f -> (t b) f"), [x.size(1)] * x.size(0), h_0)
+        steps = int(x.size(0)) if torch.jit.is_tracing() else x.size(0)  # to whom sizes are tensors
+        output, h_n = self._run(rearrange(x, "t b f -> (t b) f"), steps, h_0, x.size(1))
         output = rearrange(output, "(t b) f -> t b f", t=x.size(0))
         if not batched:
             return output.squeeze(1), h_n.squeeze(1)
         return (output.transpose(0, 1) if batch_dim == 0 else output), h_n
 
-    def _run(self, x: Tensor, batch_sizes: Sequence[int], hx: Tensor | None) -> tuple[Tensor, Tensor]:
-        """All layers over packed rows ``(sum(batch_sizes), input_size)`` from ``(D * num_layers, batch, n)``."""
+    def _run(self, x: Tensor, lengths: Tensor | int, hx: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+        """All layers over packed rows ``(rows, input_size)``, with lengths as for :func:`scan`."""
         watch_own(self)
-        if self.training and torch.is_grad_enabled() and not (torch.compiler.is_compiling() or is_transformed()):
-            self.uses = len(batch_sizes)
-        hx = self._initial_state(x, batch_sizes[0], hx)
+        if self.training and torch.is_grad_enabled() and not is_transformed():
+            self.uses = len(lengths) if isinstance(lengths, Tensor) else lengths
+        hx = self._initial_state(x, batch, hx)
         h_n = []
         for layer in range(self.num_layers):
             states = []
@@ -171,7 +175,7 @@ class UnitaryRNN(UnitaryRNNBase):
                 weight = value_in_use(self, f"weight_hh{suffix}", projected)
                 h_0 = hx[i].to(projected.dtype)
                 factored, reverse = factored_weight(self, f"weight_hh{suffix}"), direction == 1
-                args = (projected, batch_sizes, h_0, weight, self.activations[i])
+                args = (projected, lengths, h_0, weight, self.activations[i])
                 state, h = scan(*args, factored=factored, reverse=reverse)
                 states.append(state)
                 h_n.append(h)

@@ -38,7 +38,6 @@ from .once import once_differentiable
 Parts = Sequence[tuple[slice, Tensor]]  # rows of delta, and the inputs (rows, n) that belong to them
 
 
-@torch.compiler.disable  # backward changes the state of a module, which a compiled graph may not
 def collect(y: Tensor, weight: UnitaryWeight, input: Tensor | Callable[[], Parts]) -> Tensor:
     """Returns ``y``, linear in a weight that it was computed from as a constant; backward samples its gradient.
 

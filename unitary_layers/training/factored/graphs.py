@@ -1,0 +1,92 @@
+"""Factored gradients in compiled graphs, which leave to operators what backward does outside of the graph."""
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.node import has_side_effect
+
+from ..owners import owners
+from ..weight import UnitaryOwner, UnitaryWeight
+from .collect import add_gradient, operator_of
+from .collect import collect as collect_eagerly
+
+# Note [An operator that collects]
+# A compiler takes the state of a module for a part of its graph, and breaks the graph where backward is to change it.
+# Into an operator it does not look: so the tap of Note [Sampling inside backward] is one there, and its backward is
+# another. A graph knows tensors and no modules. The operator is given the parameter, and finds the layer that holds it
+# by the address of its memory, whatever object the tensor has become on its way through the graph. What goes through
+# an operator is copied, since none may return what it was given.
+
+Sampled = UnitaryWeight | nn.Parameter  # a weight whose gradient is collected; in a compiled graph, its parameter
+# Of an operator that works on the state of a layer: a CUDA graph would replay its kernels without it.
+IN_PYTHON: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+
+_found: dict[int, weakref.ref[UnitaryOwner]] = {}  # by address: who held that weight when it was last looked for
+
+
+def weight_at(parameter: Tensor) -> UnitaryWeight:
+    """The weight with a factored gradient whose memory is that of a tensor.
+
+    Raises:
+        RuntimeError: if no layer holds it any more.
+    """
+    address = parameter.data_ptr()
+    for owner in _candidates(address):
+        for weight in owner.own_unitary_weights():
+            # The address of a parameter of another kind, such as those of FSDP, is not to be asked for.
+            own = weight.collected is not None and type(weight.parameter) is nn.Parameter
+            if own and weight.parameter.data_ptr() == address:
+                _found[address] = weakref.ref(owner)
+                return weight
+    raise RuntimeError(
+        f"expected a layer with the factored weight {tuple(parameter.shape)} that a compiled graph was made with, got "
+        "none: it has been deleted, or its weight replaced, between forward and backward"
+    )
+
+
+def _candidates(address: int) -> Iterator[UnitaryOwner]:
+    found = _found.get(address)
+    if found is not None and (owner := found()) is not None:
+        yield owner
+    yield from owners()
+
+
+def collect(y: Tensor, weight: Sampled, input: Tensor) -> Tensor:
+    """:func:`unitary_layers.training.factored.collect.collect`, also in a compiled graph."""
+    if isinstance(weight, UnitaryWeight):
+        return collect_eagerly(y, weight, input)
+    return _tap(y, weight, input.detach())
+
+
+@torch.library.custom_op("unitary_layers::collect", mutates_args=())
+def _tap(y: Tensor, parameter: Tensor, input: Tensor) -> Tensor:
+    """A copy of y, the product of the input and a weight, whose backward collects the gradient of the weight."""
+    return y.clone()
+
+
+@torch.library.custom_op("unitary_layers::collect_backward", mutates_args=(), **IN_PYTHON)
+def _collect(delta: Tensor, parameter: Tensor, input: Tensor) -> Tensor:
+    weight = weight_at(parameter)
+    add_gradient(weight, operator_of(weight, delta, input))
+    return delta.clone()
+
+
+@_tap.register_fake
+@_collect.register_fake
+def _(y: Tensor, *_: Tensor) -> Tensor:
+    return torch.empty_like(y)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None, None]:
+    return _collect(delta, *ctx.saved_tensors), None, None
+
+
+_tap.register_autograd(_backward, setup_context=_keep)
+has_side_effect(torch.ops.unitary_layers.collect_backward.default)  # it may be all that a backward is for
