@@ -37,7 +37,7 @@ LEVELS = (
     ("layers.conv.full", "layers.conv.local", "layers.conv.support"),
     ("layers.conv.convnd", "layers.conv.conv", "layers.conv"),
     ("layers",),
-    ("models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel", "models"),
+    ("models.arguments", "models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel", "models"),
     ("testing",),
     ("",),
 )
