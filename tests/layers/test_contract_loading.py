@@ -38,6 +38,19 @@ def test_a_rounded_weight_is_retracted_with_a_warning(entry, dtype, assign):
     assert_trains(target, entry, dtype if assign else torch.float32)  # assign takes the dtype of what is loaded
 
 
+@every_entry
+def test_a_weight_of_lower_precision_is_refined_in_silence(entry):
+    """It is unitary in the precision that it comes in; nobody has spoilt it."""
+    source, target = trained(entry), entry.make(torch.float64, update=POWER)
+    before = matrices(source)
+    target.load_state_dict(source.state_dict())  # warnings are errors
+    assert_unitary(target)
+    for name, matrix in matrices(target).items():
+        allowed = 10 * (matrix.size(-1) + 1) * torch.finfo(torch.float32).eps
+        assert torch.allclose(matrix, before[name].to(matrix.dtype), rtol=0, atol=allowed)
+    assert_trains(target, entry, torch.float64)
+
+
 def saved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What comes back from a file."""
     file = io.BytesIO()

@@ -138,11 +138,12 @@ def _on_manifold(key: str, loaded: Tensor, weight: UnitaryWeight, assign: bool) 
     error, tolerance = float(unitarity_error(matrix).amax()), rounding_tolerance(weight, dtype)
     if error <= tolerance:
         return loaded if loaded.is_contiguous() and loaded.dtype == stored.dtype else stored
-    warnings.warn(
-        f"the loaded weight {key!r} is not unitary: expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}; "
-        "the nearest unitary matrix is used instead",
-        stacklevel=2,
-    )
+    if error > rounding_tolerance(weight, stored.dtype):  # else it is unitary in the precision that it comes in
+        warnings.warn(
+            f"the loaded weight {key!r} is not unitary: expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}; "
+            "the nearest unitary matrix is used instead",
+            stacklevel=2,
+        )
     nearest = nearest_unitary(as_matrix(stored.to(dtype), weight.is_complex))
     return torch.view_as_real(nearest) if weight.is_complex else nearest
 
