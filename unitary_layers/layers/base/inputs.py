@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...linalg.check import FLOATING, check_dense
+from ...projunn.rule import UpdateRule
 
 HALF = (torch.float16, torch.bfloat16)
 LARGEST = 2**31 - 1  # of a size; beyond it kernels lose count before the memory ends
@@ -71,6 +72,13 @@ def check_input(layer: str, x: Tensor, like: Tensor) -> None:
         raise RuntimeError(
             f"{layer}: expected input of {like.dtype} on {like.device} as the weight, got {x.dtype} on {x.device}"
         )
+
+
+def check_rule(update: object) -> None:
+    """Refuses what is not a rule. Raises ``ValueError`` then."""
+    if not isinstance(update, UpdateRule):
+        expected = 'update to be an UpdateRule, such as UpdateRule("D") or UpdateRule(rank=8)'
+        raise ValueError(f"expected {expected}, got {update!r}")
 
 
 def dtype_differs(x: Tensor, like: Tensor) -> bool:

@@ -92,13 +92,15 @@ def prepare_state(
                 state_dict[name] = value.to(torch.int64 if exact else getattr(state_dict.get(key), "dtype", None))
 
 
-def settle(weight: UnitaryWeight, tolerance: float) -> None:
+def settle(weight: UnitaryWeight, tolerance: float, was_meta: bool) -> None:
     """Makes a weight unitary in the higher precision to which it was cast; whatever is else with it is left to watch.
 
     Args:
         weight: as it is now.
         tolerance: up to which error it counted as unitary.
+        was_meta: whether it was on the meta device, and so has no values yet.
     """
+    weight.seen.cause = "to_empty" if was_meta else weight.seen.cause
     if rounding_tolerance(weight) >= tolerance or weight.parameter.is_meta:
         return
     if float(unitarity_error(weight.matrix).amax()) <= tolerance:  # one that is further off is to be reported

@@ -16,9 +16,9 @@ from ...projunn.sampling import LINEAR_SAMPLERS
 from ...training.factored.unused import notice_unused_samples
 from ...training.memory import Memory
 from ...training.owners import register_owner
-from ...training.watch import rounding_tolerance
+from ...training.watch import rounding_tolerance, vouch
 from ...training.weight import UnitaryWeight, as_matrix, record_of
-from .inputs import HALF, as_dtype, as_real
+from .inputs import HALF, as_dtype, as_real, check_rule
 from .loading import STATE, STATE_VERSION, is_too_new, prepare_state, settle, state_names
 from .methods import UnitaryMethods
 
@@ -72,8 +72,7 @@ class UnitaryModule(UnitaryMethods):
         super().__init__()
         self._registered: dict[str, int] = {}  # name: the id of its parameter; see forward.py
         dtype = as_dtype(dtype)
-        if not isinstance(update, UpdateRule):
-            raise ValueError(f"expected update to be an UpdateRule, got {update!r}")
+        check_rule(update)
         if not callable(init) and init not in (inits := (*INITS, *self.extra_inits)):
             raise ValueError(f"expected init to be a function or one of {inits}, got {init!r}")
         if gradient not in GRADIENTS:
@@ -97,8 +96,7 @@ class UnitaryModule(UnitaryMethods):
 
     @update.setter
     def update(self, rule: UpdateRule) -> None:
-        if not isinstance(rule, UpdateRule):
-            raise ValueError(f"expected update to be an UpdateRule, got {rule!r}")
+        check_rule(rule)
         self._check_sampler(rule)
         self._update = rule
         for name in self._unitary:
@@ -131,8 +129,10 @@ class UnitaryModule(UnitaryMethods):
             for buffer in (weight.count, weight.previous, *(weight.moments or ()), *(weight.memory or ())):
                 if buffer is not None:
                     buffer.zero_()
-            if filler in INITS.values():  # what a user's own fills is looked at before it is used
+            if filler in INITS.values():
                 weight.seen.note(weight.parameter)
+            elif filler is self.init:  # a user's own
+                vouch(weight, getattr(filler, "__name__", repr(filler)))
 
     def value(self, name: str, like: Tensor | None = None) -> Tensor:
         """The parameter as the real or complex tensor that it stands for, in half precision where ``like`` is."""
@@ -230,11 +230,11 @@ class UnitaryModule(UnitaryMethods):
         for weight in weights:
             if weight.collected is not None:
                 weight.collected.apply_(in_its_precision)
-        before = {w.name: rounding_tolerance(w) for w in weights}
+        before = {w.name: (rounding_tolerance(w), w.parameter.is_meta) for w in weights}
         super()._apply(on_stored, recurse)  # type: ignore[no-untyped-call]  # torch's has no annotations
         self._note_registered()
-        for name, tolerance in before.items():
-            settle(self.unitary_weight(name), tolerance)
+        for name, known in before.items():
+            settle(self.unitary_weight(name), *known)
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..base.inputs import Sides, as_sides, as_size, check_input
 from ..base.module import UnitaryModule
 from .full import BASIS_POINTS, FullSupport
 from .local import LocalSupport
+from .padding import check_padding
 from .support import described, support_of
 
 TRANSFORMS = ("auto", "basis", "fft")
@@ -68,13 +69,15 @@ class OrthogonalConvNd(UnitaryModule):
         self._support = described(
             self._full(transform) if self.kernel_size is None else self._local(self.kernel_size, transform)
         )
-        self._check_padding(padding, padding_mode)
+        check_padding(padding, padding_mode, self.support, self.stride)
         self._create(device, dtype, bias)
         self.reset_parameters()
 
     def _full(self, transform: str) -> FullSupport:
         if self.input_size is None:
-            raise ValueError("expected input_size with kernel_size=None, where the kernel is as large as the input")
+            raise ValueError(
+                "expected input_size with kernel_size=None, where the kernel is as large as the input; pass one of them"
+            )
         if any(n % s for n, s in zip(self.input_size, self.stride, strict=True)):
             raise ValueError(f"expected an input_size in multiples of stride={self.stride}, got {self.input_size}")
         if transform not in TRANSFORMS or any(d != 1 for d in self.dilation):
@@ -96,23 +99,11 @@ class OrthogonalConvNd(UnitaryModule):
                 f"expected no dilation along a side with a stride, got {self.dilation} and stride={self.stride}"
             )
         if self.input_size is not None or transform != "auto":
-            raise ValueError("input_size and transform belong to kernel_size=None; a local kernel fits any size")
+            raise ValueError(
+                "input_size and transform belong to kernel_size=None; leave them out: a local kernel fits any size"
+            )
         channels = (self.in_channels // self.groups, self.out_channels // self.groups)
         return LocalSupport(*channels, self.groups, kernel_size, self.stride, self.dilation)
-
-    def _check_padding(self, padding: str | Sides, padding_mode: str) -> None:
-        """Refuses what is not periodic with outputs over the whole input."""
-        same: list[object] = ["same"]
-        if isinstance(support := self.support, LocalSupport):
-            before, after = support.padding()
-            # Of as many pixels behind as before, torch's output has the same size, but for an even kernel's n - 1.
-            if all(b == a or s > 1 for b, a, s in zip(before, after, self.stride, strict=True)):
-                same += [tuple(before), *([before[0]] if len(set(before)) == 1 else [])]
-        given = tuple(padding) if isinstance(padding, list) else padding
-        if given not in same:
-            raise ValueError(f"expected padding to be one of {same}, got {padding!r}")
-        if padding_mode != "circular":
-            raise ValueError(f"expected padding_mode='circular', which keeps norms, got {padding_mode!r}")
 
     def _create(self, device: torch.device | str | None, dtype: torch.dtype | None, bias: bool) -> None:
         weight, others = self.support.shapes()

@@ -19,6 +19,7 @@ from ..factored.amp import use_grad_scaler
 from ..owners import weights_of
 from ..step import step_from_gradients
 from ..weight import unitary_weights
+from .given import check_attached
 from .host import host_of
 from .rates import BaseRates
 
@@ -74,8 +75,7 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
         RuntimeError: in the optimiser's step, for a layer that does not know the scaler, and as ``projunn_step``; then
             no unitary weight has been stepped.
     """
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise TypeError(f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    check_attached(module, optimizer)
     if next(unitary_weights(module), None) is None:
         raise ValueError(f"expected a module with unitary weights, got a {type(module).__name__} without any")
     if optimizer is not None:
