@@ -1,7 +1,7 @@
 """What orthogonal convolutions of one, two and three dimensions share: options, parameters and how they are applied."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,11 @@ from .padding import check_padding
 from .support import described, support_of
 
 TRANSFORMS = ("auto", "basis", "fft")
+
+# Note [Constants of a transform]
+# They are no buffers, though they have to be where the weight is. A state dict does not hold them, and whoever makes a
+# model on the meta device and then assigns its tensors one by one, as transformers does, gives any memory to the
+# buffers of which he has no values. So they follow the weight, wherever it comes from.
 
 
 class OrthogonalConvNd(UnitaryModule):
@@ -116,8 +121,6 @@ class OrthogonalConvNd(UnitaryModule):
             wide = (torch.get_default_dtype() if dtype is None else dtype).to_complex() if full else dtype
             self.register_unitary(self._others, others, device, wide)
         self.register_parameter("bias", self.new_parameter((self.out_channels,), device, dtype) if bias else None)
-        for name in self.support.constant_names if full else ():
-            self.register_buffer(name, None, persistent=False)
 
     def reset_parameters(self) -> None:
         """Draws the weights anew, sets the bias to zero and computes the constants of the transform."""
@@ -130,26 +133,23 @@ class OrthogonalConvNd(UnitaryModule):
         self._fill_constants()
 
     def _fill_constants(self) -> None:
-        """Computes the buffers of the transform for the present place and precision of the weights."""
-        if isinstance(self.support, FullSupport):
-            self._constants_for = (self.weight.device, self.weight.dtype)
-            for name, value in self.support.constants().items():
-                dtype = self.weight.dtype if value.is_floating_point() else None
-                setattr(self, name, value.to(self.weight.device, dtype))
+        """Computes the constants of the transform for the present place and precision of the weights."""
+        device, dtype = self.weight.device, self.weight.dtype
+        self._constants = {
+            name: value.to(device, dtype if value.is_floating_point() else None)
+            for name, value in self.support.constants().items()
+        }
 
-    def _refresh_constants(self) -> None:
-        # A buffer that was cast to float64 is only as good as before, and one from the meta device is empty.
-        if isinstance(self.support, FullSupport) and self._constants_for != (self.weight.device, self.weight.dtype):
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Registers a parameter as any module does; the constants of the transform follow the weight."""
+        super().register_parameter(name, param)
+        if name == "weight" and param is not None and hasattr(self, "_constants"):
             self._fill_constants()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OrthogonalConvNd":
         super()._apply(fn, recurse)
-        self._fill_constants()  # to half precision and back they were rounded, of empty memory they are nothing
+        self._fill_constants()
         return self
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._refresh_constants()  # assign=True brings the weights from the meta device
 
     @property
     def support(self) -> FullSupport | LocalSupport:
@@ -213,9 +213,8 @@ class OrthogonalConvNd(UnitaryModule):
         support = support_of(self._support)
         check_input(f"OrthogonalConv{len(support.stride)}d", input, self.weight)
         x = _batched(input, len(support.stride), self.in_channels, self.input_size)
-        constants = {name: getattr(self, name) for name in support.constant_names}
         factored = (factored_weight(self, "weight"), factored_weight(self, self._others))
-        y = support.convolve(x, self.weight, getattr(self, self._others), constants, factored)
+        y = support.convolve(x, self.weight, getattr(self, self._others), self._constants, factored)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).view(-1, *[1] * (y.ndim - 2))
         return y if input.ndim == x.ndim else y.squeeze(0)
