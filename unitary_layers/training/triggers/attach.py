@@ -59,7 +59,7 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
 
     Args:
         module: any module tree; its unitary weights are looked up anew at each step.
-        optimizer: any torch optimiser whose step reads ``param_groups``.
+        optimizer: any torch optimiser whose step reads ``param_groups``, or a wrapper with it as ``optimizer``.
         scaler: the ``GradScaler`` that scales the losses, needed where there are layers with ``gradient="factored"``.
             Their gradients are unscaled by it, and where one has overflowed the whole step is skipped. Layers that are
             added later are to be told by :func:`use_grad_scaler`.
@@ -75,7 +75,7 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
         RuntimeError: in the optimiser's step, for a layer that does not know the scaler, and as ``projunn_step``; then
             no unitary weight has been stepped.
     """
-    check_attached(module, optimizer)
+    optimizer = check_attached(module, optimizer)
     if next(unitary_weights(module), None) is None:
         raise ValueError(f"expected a module with unitary weights, got a {type(module).__name__} without any")
     if optimizer is not None:

@@ -1,12 +1,17 @@
 """What the triggers were given, if it is something else: an answer that says what to do."""
 
+from typing import Any
+
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-def check_attached(module: object, optimizer: object) -> None:
+def check_attached(module: object, optimizer: object) -> Optimizer | None:
     """Refuses what is not a module, and not an optimiser or None.
+
+    Returns:
+        The optimiser; of a wrapper without step hooks, as accelerate's, the one inside it.
 
     Raises:
         TypeError: says what :func:`attach` should be given in its place.
@@ -19,7 +24,10 @@ def check_attached(module: object, optimizer: object) -> None:
             f"expected a module, got {type(module).__name__}; attach(module, optimizer): pass the module itself"
         )
     if optimizer is None or isinstance(optimizer, Optimizer):
-        return
+        inner: Any = optimizer
+        while not hasattr(inner, "_optimizer_step_pre_hooks") and hasattr(inner, "optimizer"):
+            inner = inner.optimizer
+        return inner if isinstance(inner, Optimizer) else optimizer
     got = type(optimizer).__name__
     if isinstance(optimizer, type):
         got = f"the class {optimizer.__name__}: make one of its parameters first"
