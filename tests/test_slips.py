@@ -10,7 +10,6 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import StepLR
 
 from unitary_layers import (
-    ModReLU,
     OrthogonalConv2d,
     ProjUNN,
     UnitaryLinear,
@@ -54,11 +53,6 @@ SLIPS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: UnitaryRNN(4, 4, nonlinearity=nn.GELU),
         ValueError,
         "a module (not its class) or one",
-    ),
-    "channels first": (
-        lambda: ModReLU(4)(torch.randn(2, 4, 8)),
-        ValueError,
-        "expected 4 features in the last dimension",
     ),
 }
 

@@ -28,9 +28,6 @@ class ModReLU(nn.Module):
 
     Shape:
         Input and output ``(..., num_features)``.
-
-    Raises:
-        ValueError: in ``forward``, for another number of features.
     """
 
     def __init__(
@@ -50,8 +47,6 @@ class ModReLU(nn.Module):
         return self
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.size(-1) != self.num_features:
-            raise ValueError(f"expected {self.num_features} features in the last dimension, got {list(input.shape)}")
         return torch.sgn(input) * torch.relu(input.abs() + self.bias)
 
     def extra_repr(self) -> str:
