@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 DOCS_READY := $(VENV)/.installed-docs
+INTEGRATIONS_READY := $(VENV)/.installed-integrations
 # One thread to a process: matrices here are small, and two processes with two threads each wait for one another.
 ONE_THREAD := OMP_NUM_THREADS=1
 WORKERS := --numprocesses logical --maxprocesses 4 --dist loadscope
 COVERAGE ?= $(if $(CI),--cov)
 
-.PHONY: demo test lint types coverage examples docs wheel-test format clean
+.PHONY: demo test lint types coverage examples integrations docs wheel-test format clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -33,6 +34,10 @@ coverage: $(READY)
 examples: $(READY)
 	.ci/examples $(BIN)/python
 
+# The recipes for other libraries; without these the suite skips them.
+integrations: $(INTEGRATIONS_READY)
+	$(ONE_THREAD) $(BIN)/python -m pytest tests/integrations tests/test_docs.py -k "integrations or page"
+
 # The documentation into site/; a warning, such as of a link or a picture that leads nowhere, is an error.
 docs: $(DOCS_READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -52,6 +57,10 @@ $(READY): pyproject.toml
 
 $(DOCS_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+$(INTEGRATIONS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[integrations]'
 	touch $@
 
 clean:

@@ -26,8 +26,8 @@ LEVELS = (
     ("training.factored.once", "training.factored.collect", "training.factored.graphs"),
     ("training.factored.amp", "training.factored"),
     ("training.step",),
-    ("training.triggers.rates", "training.triggers.saved", "training.triggers.backward", "training.triggers.guests"),
-    ("training.triggers.host", "training.triggers.strangers"),
+    ("training.triggers.given", "training.triggers.rates", "training.triggers.saved", "training.triggers.backward"),
+    ("training.triggers.guests", "training.triggers.host", "training.triggers.strangers"),
     ("training.triggers.attach", "training.triggers.optimizer"),
     ("training.triggers", "training"),
     # the modules themselves
@@ -38,10 +38,10 @@ LEVELS = (
     ("layers.recurrent.packed", "layers.recurrent.fused", "layers.recurrent.operator", "layers.recurrent.scan"),
     ("layers.recurrent.cell", "layers.recurrent.rnn"),
     ("layers.recurrent",),
-    ("layers.conv.full", "layers.conv.local", "layers.conv.support"),
+    ("layers.conv.full", "layers.conv.local", "layers.conv.support", "layers.conv.padding"),
     ("layers.conv.convnd", "layers.conv.conv", "layers.conv"),
     ("layers",),
-    ("models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel", "models"),
+    ("models.arguments", "models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel", "models"),
     ("testing",),
     ("",),
 )
@@ -170,7 +170,7 @@ def test_functions_are_short():
 
 def test_every_public_name_is_at_the_door():
     promised = "UnitaryLinear UnitaryRNN UnitaryRNNCell ModReLU GroupSort UpdateRule projunn_step attach ProjUNN"
-    promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty"
+    promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty space_to_depth depth_to_space"
     promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []

@@ -3,10 +3,12 @@
 import ast
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
 import textwrap
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +49,12 @@ def blocks_of(text: str) -> list[Block]:
     return found
 
 
+def lacking(page: Path) -> list[str]:
+    """Other packages that a page of a recipe says it needs and that are not there."""
+    needed = re.findall(r"<!-- needs: (\w+) -->", page.read_text())
+    return [name for name in needed if importlib.util.find_spec(name) is None]
+
+
 def run(page: Path) -> dict[str, object]:
     """Runs the blocks of a page in order, in one namespace, which is returned."""
     names: dict[str, object] = {"__name__": "__main__"}
@@ -64,7 +72,13 @@ def with_python(pages: list[Path]) -> list[Path]:
 @pytest.mark.parametrize("page", with_python(PAGES), ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a reader's folder is not this one
-    names = run(page)
+    if missing := lacking(page):
+        pytest.skip(f"needs {', '.join(missing)}: pip install 'unitary_layers[integrations]'")
+    with warnings.catch_warnings():
+        if "<!-- needs: " in page.read_text():  # other packages may warn as they like, ours may not
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", ".*unitary weight")
+        names = run(page)
     if page == README:
         layers = [value for value in names.values() if isinstance(value, unitary_layers.UnitaryMethods)]
         assert layers, "the README shows a layer or model"

@@ -23,8 +23,10 @@ from .layers import UnitaryMethods as UnitaryMethods
 from .layers import UnitaryModule as UnitaryModule
 from .layers import UnitaryRNN as UnitaryRNN
 from .layers import UnitaryRNNCell as UnitaryRNNCell
+from .linalg import depth_to_space as depth_to_space
 from .linalg import haar_unitary as haar_unitary
 from .linalg import nearest_unitary as nearest_unitary
+from .linalg import space_to_depth as space_to_depth
 from .linalg import support_penalty as support_penalty
 from .linalg import unitarity_error as unitarity_error
 from .models import OrthoResNet as OrthoResNet

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from entries import POWER, N, assert_trains, every_entry, matrices, same_tensors, snapshot, step, trained
+from entries import POWER, N, assert_trains, every_entry, matrices, output_of, same_tensors, snapshot, step, trained
 from torch import Tensor, nn
 
 from unitary_layers import (
@@ -45,6 +45,19 @@ def test_a_rounded_weight_is_retracted_with_a_warning(entry, dtype, assign):
         assert (distance <= 2 * matrix.size(-1) * torch.finfo(torch.bfloat16).eps).all()
         assert matrix.is_contiguous()
     assert_trains(target, entry, dtype if assign else torch.float32)  # assign takes the dtype of what is loaded
+
+
+@every_entry
+def test_a_weight_of_lower_precision_is_refined_in_silence(entry):
+    """It is unitary in the precision that it comes in; nobody has spoilt it."""
+    source, target = trained(entry), entry.make(torch.float64, update=POWER)
+    before = matrices(source)
+    target.load_state_dict(source.state_dict())  # warnings are errors
+    assert_unitary(target)
+    for name, matrix in matrices(target).items():
+        allowed = 10 * (matrix.size(-1) + 1) * torch.finfo(torch.float32).eps
+        assert torch.allclose(matrix, before[name].to(matrix.dtype), rtol=0, atol=allowed)
+    assert_trains(target, entry, torch.float64)
 
 
 def saved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -95,6 +108,21 @@ def test_a_weight_with_nan_is_not_loaded(entry, assign):
         target.load_state_dict(state, assign=assign)
     assert torch.equal(matrices(target)[last], before[last])
     assert_trains(target, entry)
+
+
+@every_entry
+def test_a_layer_of_the_meta_device_whose_tensors_are_assigned_one_by_one(entry):
+    """As libraries fill a model that they have made on the meta device; buffers that no file holds get any memory."""
+    source, target, x = entry.make(), entry.make(device="meta"), entry.input()
+    state = source.state_dict()
+    for name, tensor in [*target.named_parameters(), *target.named_buffers()]:
+        owner, _, leaf = name.rpartition(".")
+        value = state.get(name, torch.empty_like(tensor, device="cpu"))
+        value = value.clone() if name in state else value.fill_(99)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        setattr(target.get_submodule(owner), leaf, nn.Parameter(value) if is_parameter else value)
+    with torch.no_grad():
+        assert torch.equal(output_of(target, x), output_of(source, x))
 
 
 @pytest.mark.parametrize(

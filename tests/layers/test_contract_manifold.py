@@ -206,5 +206,5 @@ def test_another_rule_changes_the_policy():
 
 
 def test_a_start_of_ones_own_is_looked_at():
-    with pytest.warns(UserWarning, match="was written by something else"):
+    with pytest.warns(UserWarning, match=r"was filled by init=ones_ that gives no unitary matrix"):
         UnitaryLinear(3, 3, init=nn.init.ones_)(torch.randn(2, 3))

@@ -1,18 +1,19 @@
 """OrthoResNet: image classifiers of orthogonal convolutions, and their entry points in timm."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, get_act_layer, get_norm_layer
+from timm.layers import ClassifierHead
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import GroupSort, OrthogonalConv2d
 from ..projunn import UpdateRule
+from .arguments import layer_of, pooling_of, rule_of, sides_of
 from .blocks import BLOCKS, ConvUnit, Size, Stage, UnitSpec
 from .protocol import StagedClassifier
 
@@ -35,11 +36,11 @@ class OrthoResNet(StagedClassifier):
         block: "free" (residual), "convex" (1-Lipschitz) or "isometry" (no skip); see ``models/blocks.py``.
         bottleneck: how many times narrower the blocks are inside; 1 for none.
         support: "full" (kernels as large as the image) or "local" (3 x 3; images of any size).
-        norm_layer: name or class of a norm; None for batch norm in free blocks and for none in the others.
-        act_layer: name or class of an activation; None for ReLU in free blocks, :class:`GroupSort` in the others.
-        update: the rule by which the orthogonal weights move, or its variant, "D" or "T".
+        norm_layer: class of a norm, or its name; None for batch norm in free blocks and for none in the others.
+        act_layer: class of an activation, or its name; None for ReLU in free blocks, :class:`GroupSort` in the others.
+        update: the rule by which the orthogonal weights move, a dict of its options, or its variant, "D" or "T".
         init: start of the convolutions; None for their own default.
-        conv_layer: another layer in the place of :class:`OrthogonalConv2d`, to compare with.
+        conv_layer: another layer in the place of :class:`OrthogonalConv2d`, to compare with, or its name.
         gradient: "dense" or "factored", the latter for full support alone.
         img_size: height and width; needed for full support.
         in_chans: channels of the image.
@@ -76,9 +77,9 @@ class OrthoResNet(StagedClassifier):
         support: str = "full",
         norm_layer: str | Callable[..., nn.Module] | None = None,
         act_layer: str | Callable[..., nn.Module] | None = None,
-        update: UpdateRule | str = "T",
+        update: UpdateRule | Mapping[str, Any] | str = "T",
         init: str | Callable[..., Tensor] | None = None,
-        conv_layer: Callable[..., nn.Module] = OrthogonalConv2d,
+        conv_layer: str | Callable[..., nn.Module] = OrthogonalConv2d,
         gradient: str = "dense",
         img_size: int | Sequence[int] | None = None,
         in_chans: int = 3,
@@ -88,28 +89,32 @@ class OrthoResNet(StagedClassifier):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        arguments = dict(locals())
         super().__init__()
+        self._model_args = arguments
         if block not in BLOCKS or support not in SUPPORTS or len(depths) != len(widths):
             raise ValueError(
                 f"expected block in {tuple(BLOCKS)}, support in {SUPPORTS} and as many depths as widths, got "
                 f"{block!r}, {support!r}, {tuple(depths)} and {tuple(widths)}"
             )
         self.num_classes, self.in_chans, self.drop_rate, self.block = num_classes, in_chans, drop_rate, block
-        self.img_size = _size(img_size) if support == "full" else None
+        self.img_size = sides_of(img_size) if support == "full" else None
         spec = UnitSpec(
             None if support == "full" else 3,
             *_layers(block, norm_layer, act_layer),
-            UpdateRule(variant=update) if isinstance(update, str) else update,
+            rule_of(update),
             init,
             block != "isometry",
-            conv_layer,
+            layer_of("conv_layer", conv_layer) or OrthogonalConv2d,
             gradient,
             device,
             dtype,
         )
         self._build(spec, (stem_width, *widths), depths, stem_stride, bottleneck)
         self.lipschitz = math.inf if block == "free" else spec.lipschitz
-        self.head = ClassifierHead(widths[-1], num_classes, global_pool, drop_rate, device=device, dtype=dtype)
+        self.head = ClassifierHead(
+            widths[-1], num_classes, pooling_of(global_pool), drop_rate, device=device, dtype=dtype
+        )
         self.finish(widths, self._reductions)
 
     def _build(
@@ -154,17 +159,11 @@ class OrthoResNet(StagedClassifier):
         Raises:
             ValueError: for a size that does not fit; with full support, for any but that of the model.
         """
-        size, reduction = _size(img_size), self.feature_info[-1]["reduction"]
+        size, reduction = sides_of(img_size), self.feature_info[-1]["reduction"]
         if self.img_size is not None and size != self.img_size:
             raise ValueError(f"expected img_size={self.img_size}, which full support fixes, got {size}")
         if self.img_size is None and any(side % reduction or side < 1 for side in size):
             raise ValueError(f"expected sides in multiples of {reduction}, got {size}")
-
-
-def _size(img_size: int | Sequence[int] | None) -> tuple[int, int]:
-    if img_size is None:
-        raise ValueError("expected img_size with full support, whose kernels are as large as the image")
-    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
 
 
 def _over(size: Size, stride: int) -> Size:
@@ -177,7 +176,7 @@ def _layers(block: str, norm_layer: Any, act_layer: Any) -> tuple[Any, Any]:
         norm_layer = nn.BatchNorm2d
     if act_layer is None:
         act_layer = nn.ReLU if block == "free" else GroupSort
-    return get_norm_layer(norm_layer), get_act_layer(act_layer)
+    return layer_of("norm_layer", norm_layer), layer_of("act_layer", act_layer)
 
 
 def _cfg(**options: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """timm's protocol for a classifier made of a stem, stages and a head, whatever these are."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from timm.layers import ClassifierHead
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from ..layers import UnitaryMethods
 from ..training import unitary_weights
+from .arguments import noted
 
 
 class StagedClassifier(UnitaryMethods):
     """Base of the models: everything that timm asks of one, over ``stem``, ``stages`` and ``head``.
 
-    A subclass sets the three modules, then calls :meth:`finish`. Each stage has a flag ``grad_checkpointing``.
+    A subclass notes its arguments in ``_model_args``, where timm looks for them; see Note [What a configuration holds].
+    It sets the three modules, then calls :meth:`finish`. Each stage has a flag ``grad_checkpointing``.
 
     Attributes:
         feature_info: one entry a stage: channels, reduction of the resolution, name of the module.
@@ -27,6 +29,16 @@ class StagedClassifier(UnitaryMethods):
         stem: nn.Module
         stages: nn.Sequential
         head: ClassifierHead
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["_model_args"]
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        return self.__dict__.get("arguments", {})
+
+    @_model_args.setter
+    def _model_args(self, arguments: Mapping[str, Any]) -> None:
+        self.__dict__["arguments"] = noted(arguments)
 
     def finish(self, channels: Sequence[int], reductions: Sequence[int]) -> None:
         """Notes what the stages put out."""

@@ -1,6 +1,6 @@
 """UnitaryPixelRNN: images read pixel by pixel by unitary recurrent layers, and its entry point in timm."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..layers import UnitaryRNN
 from ..layers.base.inputs import as_size
 from ..projunn import UpdateRule
+from .arguments import pooling_of, rule_of
 from .protocol import StagedClassifier
 
 __all__ = ["UnitaryPixelRNN"]  # register_model adds the entry point
@@ -56,21 +57,30 @@ class PixelLayer(nn.Module):
         return torch.stack(states)
 
 
+class LastState(nn.Module):
+    """The state after the last pixel, as a pooling of timm's: ``(b, c, h, w)`` to ``(b, c)``."""
+
+    pool_type = "last"
+
+    def feat_mult(self) -> int:
+        """How many numbers a channel becomes."""
+        return 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, -1, -1]
+
+
 class StateHead(ClassifierHead):
-    """timm's head with one more way of pooling, "last": the state after the last pixel."""
+    """timm's head with one more way of pooling, "last"."""
 
     def __init__(self, in_features: int, num_classes: int, pool_type: str = "last", **options: Any) -> None:
         super().__init__(in_features, num_classes, "avg" if pool_type == "last" else pool_type, **options)
-        self.last = pool_type == "last"
+        self.global_pool = LastState() if pool_type == "last" else self.global_pool
 
     def reset(self, num_classes: int, pool_type: str | None = None, *args: Any, **options: Any) -> None:
         """A new classifier; ``pool_type`` None keeps the pooling."""
-        self.last = self.last if pool_type is None else pool_type == "last"
         super().reset(num_classes, "avg" if pool_type == "last" else pool_type, *args, **options)
-
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        pooled = self.drop(self.global_pool(x[:, :, -1:, -1:] if self.last else x))
-        return pooled if pre_logits else self.fc(pooled)
+        self.global_pool = LastState() if pool_type == "last" else self.global_pool
 
 
 class UnitaryPixelRNN(StagedClassifier):
@@ -81,7 +91,7 @@ class UnitaryPixelRNN(StagedClassifier):
         embed_dim: channels of the embedding of a pixel.
         patch_size: side of the square of pixels that is one time step.
         nonlinearity: of :class:`UnitaryRNN`.
-        update: the rule by which the unitary weights move, or its variant, "D" or "T".
+        update: the rule by which the unitary weights move, a dict of its options, or its variant, "D" or "T".
         init: start of the unitary weights.
         gradient: "dense" or "factored".
         in_chans: channels of the image.
@@ -109,7 +119,7 @@ class UnitaryPixelRNN(StagedClassifier):
         patch_size: int = 1,
         *,
         nonlinearity: str | nn.Module = "modrelu",
-        update: UpdateRule | str = "T",
+        update: UpdateRule | Mapping[str, Any] | str = "T",
         init: str | Callable[..., Tensor] = "henaff",
         gradient: str = "dense",
         in_chans: int = 1,
@@ -119,18 +129,19 @@ class UnitaryPixelRNN(StagedClassifier):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        arguments = dict(locals())
         super().__init__()
+        self._model_args = arguments
         if not isinstance(widths, (tuple, list)) or not widths:
             raise ValueError(f"expected widths of one or more layers, got {widths!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        rule = UpdateRule(variant=update) if isinstance(update, str) else update
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         embed_dim, patch_size = as_size("embed_dim", embed_dim), as_size("patch_size", patch_size)
         self.stem = nn.Conv2d(as_size("in_chans", in_chans), embed_dim, patch_size, patch_size, **dd)
-        options = {"nonlinearity": nonlinearity, "update": rule, "gradient": gradient, "init": init, **dd}
+        options = {"nonlinearity": nonlinearity, "update": rule_of(update), "gradient": gradient, "init": init, **dd}
         pairs = zip((embed_dim, *widths), widths, strict=False)
         self.stages = nn.Sequential(*(PixelLayer(before, width, **options) for before, width in pairs))
-        self.head = StateHead(widths[-1], num_classes, global_pool, drop_rate=drop_rate, **dd)
+        self.head = StateHead(widths[-1], num_classes, pooling_of(global_pool, "last"), drop_rate=drop_rate, **dd)
         self.finish(widths, [patch_size] * len(widths))
 
 

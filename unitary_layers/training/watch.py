@@ -44,18 +44,40 @@ def watch(weights: Iterable[UnitaryWeight]) -> None:
         if error <= tolerance:
             weight.seen.note(weight.parameter)
             continue
-        message = f"the unitary weight {weight.name!r} {tuple(weight.matrix.shape)} was written by something else"
+        message, remedy = _said_of(weight)
         message += f": expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}"
         if weight.rule.off_manifold == "raise" or not torch.isfinite(weight.matrix).all():
-            raise RuntimeError(f"{message}; no unitary weight was changed (retract_() repairs a finite one)")
-        off.append((weight, message))
-    for weight, message in off:
+            raise RuntimeError(f"{message}; no unitary weight was changed ({remedy}; retract_() repairs a finite one)")
+        off.append((weight, message, remedy))
+    for weight, message, remedy in off:
         if weight.seen.reported_after != (count := int(weight.count)):
             weight.seen.reported_after = count
-            hint = "an optimiser, perhaps: let it step after projunn_step(), or use attach(model, optimizer)"
-            warnings.warn(f"{message}; the nearest unitary matrix is used instead ({hint})", stacklevel=3)
+            warnings.warn(f"{message}; the nearest unitary matrix is used instead ({remedy})", stacklevel=3)
         weight.matrix.copy_(nearest_unitary(weight.matrix))
         weight.seen.note(weight.parameter)
+
+
+def vouch(weight: UnitaryWeight, filler: str) -> None:
+    """Notes that a weight which a function has filled is unitary, or keeps the function's name for the report."""
+    if weight.parameter.is_meta:
+        return
+    if float(unitarity_error(weight.matrix).amax()) <= rounding_tolerance(weight):
+        weight.seen.note(weight.parameter)
+    else:
+        weight.seen.cause = filler
+
+
+def _said_of(weight: UnitaryWeight) -> tuple[str, str]:
+    """What has happened to a weight, and what to do about it."""
+    which = f"{weight.name!r} {tuple(weight.matrix.shape)}"
+    if weight.seen.cause == "to_empty":
+        remedy = "call reset_parameters() of its layer, or load a state dict"
+        return f"the unitary weight {which} has had no values since to_empty()", remedy
+    if weight.seen.cause:
+        what = f"the unitary weight {which} was filled by init={weight.seen.cause} that gives no unitary matrix"
+        return what, "take one that does, such as those of unitary_layers.init"
+    remedy = "an optimiser, perhaps: let it step after projunn_step(), or use attach(model, optimizer)"
+    return f"the unitary weight {which} was written by something else", remedy
 
 
 def rounding_tolerance(weight: UnitaryWeight, dtype: torch.dtype | None = None) -> float:

@@ -56,10 +56,11 @@ class Seen:
     def __init__(self) -> None:
         self._mark: tuple[int, int] | None = None
         self.reported_after: int | None = None  # how many steps the weight had taken when a write was reported
+        self.cause = ""  # of its values, if they may be none of a unitary matrix: "to_empty", or the name of a filler
 
     def note(self, parameter: Tensor) -> None:
         """Keeps in mind that the parameter is unitary now."""
-        self._mark = self._of(parameter)
+        self._mark, self.cause = self._of(parameter), ""
 
     def is_of(self, parameter: Tensor) -> bool:
         """Whether nothing has written the parameter since."""

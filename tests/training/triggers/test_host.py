@@ -310,6 +310,24 @@ def test_a_weight_attached_twice_moves_once_at_the_rate_of_its_group():
     assert torch.equal(nets[0][0].weight, nets[1][0].weight)
 
 
+def test_a_wrapper_without_step_hooks_is_looked_into():
+    """As accelerate's, whose ``optimizer`` is the one inside."""
+
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        param_groups = property(lambda self: self.optimizer.param_groups)
+
+    net = nn.Sequential(*layers())
+    inner = torch.optim.SGD(net.parameters(), lr=0.1)
+    handle = attach(net, Wrapper(Wrapper(inner)))
+    net(X).square().mean().backward()
+    inner.step()
+    assert net[0].weight_count == 1
+    handle.remove()
+
+
 def test_a_wrapper_without_step_hooks_is_refused_and_left_alone():
     class Wrapper(torch.optim.Optimizer):
         def __init__(self, base):

@@ -81,14 +81,15 @@ def dtype_differs(x: Tensor, like: Tensor) -> bool:
     return x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type)
 
 
-def check_rule(rule: UpdateRule, gradient: str) -> None:
+def check_rule(rule: object, gradient: str) -> None:
     """Refuses what is no rule, or none for gradients of this form.
 
     Raises:
         ValueError: for another object, an unknown form, or a sampler that needs a matrix where there is none.
     """
     if not isinstance(rule, UpdateRule):
-        raise ValueError(f"expected update to be an UpdateRule, got {rule!r}")
+        expected = 'update to be an UpdateRule, such as UpdateRule("D") or UpdateRule(rank=8)'
+        raise ValueError(f"expected {expected}, got {rule!r}")
     if gradient not in GRADIENTS:
         raise ValueError(f"expected gradient to be one of {GRADIENTS}, got {gradient!r}")
     if gradient == "factored" and rule.sampler not in LINEAR_SAMPLERS:

@@ -90,13 +90,15 @@ def prepare_state(
                 state_dict[name] = value.to(torch.int64 if exact else getattr(state_dict.get(key), "dtype", None))
 
 
-def settle(weight: UnitaryWeight, tolerance: float) -> None:
+def settle(weight: UnitaryWeight, tolerance: float, was_meta: bool) -> None:
     """Makes a weight unitary in the higher precision to which it was cast; whatever is else with it is left to watch.
 
     Args:
         weight: as it is now.
         tolerance: up to which error it counted as unitary.
+        was_meta: whether it was on the meta device, and so has no values yet.
     """
+    weight.seen.cause = "to_empty" if was_meta else weight.seen.cause
     if rounding_tolerance(weight) >= tolerance or weight.parameter.is_meta:
         return
     if float(unitarity_error(weight.matrix).amax()) <= tolerance:  # one that is further off is to be reported
@@ -154,12 +156,13 @@ def _on_manifold(key: str, loaded: Tensor, weight: UnitaryWeight, assign: bool) 
     if error <= tolerance:
         return loaded if loaded.is_contiguous() and loaded.dtype == stored.dtype else stored
     nearest = nearest_unitary(wide := weight.as_matrix(stored.to(dtype)))
-    moved = float(torch.linalg.vector_norm(nearest - wide) / torch.linalg.vector_norm(wide))
-    warnings.warn(
-        f"the loaded weight {key!r} is not unitary: expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}; "
-        f"the nearest unitary matrix is used instead, which is |W' - W| / |W| = {moved:.1e} away",
-        stacklevel=2,
-    )
+    if error > rounding_tolerance(weight, stored.dtype):  # else it is unitary in the precision that it comes in
+        moved = float(torch.linalg.vector_norm(nearest - wide) / torch.linalg.vector_norm(wide))
+        warnings.warn(
+            f"the loaded weight {key!r} is not unitary: expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}; "
+            f"the nearest unitary matrix is used instead, which is |W' - W| / |W| = {moved:.1e} away",
+            stacklevel=2,
+        )
     return weight.as_stored(nearest)
 
 

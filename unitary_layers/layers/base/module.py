@@ -13,7 +13,7 @@ from ...projunn.moments import Moments
 from ...projunn.rule import SPECTRAL_LENGTH, Fit, UpdateRule
 from ...training.memory import Memory
 from ...training.triggers.strangers import enrol
-from ...training.watch import rounding_tolerance
+from ...training.watch import rounding_tolerance, vouch
 from ...training.weight import UnitaryWeight, as_complex, record_of
 from .inputs import HALF, as_dtype, as_real, check_rule
 from .loading import STATE_VERSION, is_too_new, prepare_state, settle
@@ -65,9 +65,9 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         super().__init__()
         self._registered: dict[str, int] = {}  # name: the id of its parameter; see forward.py
         dtype = as_dtype(dtype)
+        check_rule(update, gradient)
         if not callable(init) and init not in (inits := (*INITS, *self.extra_inits)):
             raise ValueError(f"expected init to be a function or one of {inits}, got {init!r}")
-        check_rule(update, gradient)
         self.is_complex = dtype.is_complex
         self.init = init
         self.gradient = gradient
@@ -124,8 +124,10 @@ class UnitaryModule(UnitaryMethods, OneOperation):
             for buffer in (weight.count, weight.previous, *(weight.moments or ()), *(weight.memory or ())):
                 if buffer is not None:
                     buffer.zero_()
-            if filler in INITS.values():  # what a user's own fills is looked at before it is used
+            if filler in INITS.values():
                 weight.seen.note(weight.parameter)
+            elif filler is self.init:  # a user's own
+                vouch(weight, getattr(filler, "__name__", repr(filler)))
 
     def value(self, name: str, like: Tensor | None = None) -> Tensor:
         """The parameter as the real or complex tensor that it stands for, in half precision where ``like`` is."""
@@ -212,11 +214,11 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         for weight in weights:
             if weight.collected is not None:
                 weight.collected.apply_(in_its_precision)
-        before = {w.name: rounding_tolerance(w) for w in weights}
+        before = {w.name: (rounding_tolerance(w), w.parameter.is_meta) for w in weights}
         super()._apply(on_stored, recurse)  # type: ignore[no-untyped-call]  # torch's has no annotations
         self._note_registered()
-        for name, tolerance in before.items():
-            settle(self.unitary_weight(name), tolerance)
+        for name, known in before.items():
+            settle(self.unitary_weight(name), *known)
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What orthogonal convolutions of one, two and three dimensions share: options, parameters and how they are applied."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,15 @@ from ..base.inputs import Sides, as_sides, as_size, check_input
 from ..base.module import UnitaryModule
 from .full import BASIS_POINTS, FullSupport
 from .local import LocalSupport
+from .padding import check_padding
 from .support import check_channels, described, support_of
 
 TRANSFORMS = ("auto", "basis", "fft")
+
+# Note [Constants of a transform]
+# They are no buffers, though they have to be where the weight is. A state dict does not hold them, and whoever makes a
+# model on the meta device and then assigns its tensors one by one, as transformers does, gives any memory to the
+# buffers of which he has no values. So they follow the weight, wherever it comes from.
 
 
 class OrthogonalConvNd(UnitaryModule):
@@ -69,13 +75,15 @@ class OrthogonalConvNd(UnitaryModule):
         self._support = described(
             self._full(transform) if self.kernel_size is None else self._local(self.kernel_size, transform)
         )
-        self._check_padding(padding, padding_mode)
+        check_padding(padding, padding_mode, self.support, self.stride)
         self._create(device, dtype, bias)
         self.reset_parameters()
 
     def _full(self, transform: str) -> FullSupport:
         if self.input_size is None:
-            raise ValueError("expected input_size with kernel_size=None, where the kernel is as large as the input")
+            raise ValueError(
+                "expected input_size with kernel_size=None, where the kernel is as large as the input; pass one of them"
+            )
         if any(n % s for n, s in zip(self.input_size, self.stride, strict=True)):
             raise ValueError(f"expected an input_size in multiples of stride={self.stride}, got {self.input_size}")
         if transform not in TRANSFORMS or any(d != 1 for d in self.dilation):
@@ -97,23 +105,11 @@ class OrthogonalConvNd(UnitaryModule):
                 f"expected no dilation along a side with a stride, got {self.dilation} and stride={self.stride}"
             )
         if self.input_size is not None or transform != "auto":
-            raise ValueError("input_size and transform belong to kernel_size=None; a local kernel fits any size")
+            raise ValueError(
+                "input_size and transform belong to kernel_size=None; leave them out: a local kernel fits any size"
+            )
         channels = (self.in_channels // self.groups, self.out_channels // self.groups)
         return LocalSupport(*channels, self.groups, kernel_size, self.stride, self.dilation)
-
-    def _check_padding(self, padding: str | Sides, padding_mode: str) -> None:
-        """Refuses what is not periodic with outputs over the whole input."""
-        same: list[object] = ["same"]
-        if isinstance(support := self.support, LocalSupport):
-            before, after = support.padding()
-            # Of as many pixels behind as before, torch's output has the same size, but for an even kernel's n - 1.
-            if all(b == a or s > 1 for b, a, s in zip(before, after, self.stride, strict=True)):
-                same += [tuple(before), *([before[0]] if len(set(before)) == 1 else [])]
-        given = tuple(padding) if isinstance(padding, list) else padding
-        if given not in same:
-            raise ValueError(f"expected padding to be one of {same}, got {padding!r}")
-        if padding_mode != "circular":
-            raise ValueError(f"expected padding_mode='circular', which keeps norms, got {padding_mode!r}")
 
     def _create(self, device: torch.device | str | None, dtype: torch.dtype | None, bias: bool) -> None:
         weight, others = self.support.shapes()
@@ -126,8 +122,6 @@ class OrthogonalConvNd(UnitaryModule):
             wide = (torch.get_default_dtype() if dtype is None else dtype).to_complex() if full else dtype
             self.register_unitary(self._others, others, device, wide)
         self.register_parameter("bias", self.new_parameter((self.out_channels,), device, dtype) if bias else None)
-        for name in self.support.constant_names if full else ():
-            self.register_buffer(name, None, persistent=False)
 
     def reset_parameters(self) -> None:
         """Draws the weights anew, sets the bias to zero and computes the constants of the transform."""
@@ -140,26 +134,23 @@ class OrthogonalConvNd(UnitaryModule):
         self._fill_constants()
 
     def _fill_constants(self) -> None:
-        """Computes the buffers of the transform for the present place and precision of the weights."""
-        if isinstance(self.support, FullSupport):
-            self._constants_for = (self.weight.device, self.weight.dtype)
-            for name, value in self.support.constants().items():
-                dtype = self.weight.dtype if value.is_floating_point() else None
-                setattr(self, name, value.to(self.weight.device, dtype))
+        """Computes the constants of the transform for the present place and precision of the weights."""
+        device, dtype = self.weight.device, self.weight.dtype
+        self._constants = {
+            name: value.to(device, dtype if value.is_floating_point() else None)
+            for name, value in self.support.constants().items()
+        }
 
-    def _refresh_constants(self) -> None:
-        # A buffer that was cast to float64 is only as good as before, and one from the meta device is empty.
-        if isinstance(self.support, FullSupport) and self._constants_for != (self.weight.device, self.weight.dtype):
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Registers a parameter as any module does; the constants of the transform follow the weight."""
+        super().register_parameter(name, param)
+        if name == "weight" and param is not None and hasattr(self, "_constants"):
             self._fill_constants()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OrthogonalConvNd":
         super()._apply(fn, recurse)
-        self._fill_constants()  # to half precision and back they were rounded, of empty memory they are nothing
+        self._fill_constants()
         return self
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._refresh_constants()  # assign=True brings the weights from the meta device
 
     @property
     def support(self) -> FullSupport | LocalSupport:
@@ -225,10 +216,9 @@ class OrthogonalConvNd(UnitaryModule):
         support = support_of(self._support)
         check_input(f"OrthogonalConv{len(support.stride)}d", input, self.weight)
         x = _batched(input, len(support.stride), self.in_channels, self.input_size)
-        constants = {name: getattr(self, name) for name in support.constant_names}
         factored = (factored_weight(self, "weight"), factored_weight(self, self._others))
         weights = in_use(self, "weight"), in_use(self, self._others)
-        y = support.convolve(x, *weights, constants, factored)
+        y = support.convolve(x, *weights, self._constants, factored)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).view(-1, *[1] * (y.ndim - 2))
         return y if input.ndim == x.ndim else y.squeeze(0)

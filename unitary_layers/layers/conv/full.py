@@ -71,15 +71,9 @@ class FullSupport:
         real, pairs = (len(part) for part in frequencies(self.grid))
         return (real * self.groups, *self.block), (pairs * self.groups, *self.block) if pairs else None
 
-    @property
-    def constant_names(self) -> tuple[str, ...]:
-        """Names of :meth:`constants`."""
-        return ("basis",) if self.transform == "basis" else tuple(f"bins_{name}" for name in Bins._fields)
-
     def constants(self) -> dict[str, Tensor]:
-        """What the transform needs, to be held as buffers."""
-        values = (real_dft_basis(self.grid),) if self.transform == "basis" else bins_of(self.grid)
-        return dict(zip(self.constant_names, values, strict=True))
+        """What the transform needs, to be held by the layer."""
+        return {"basis": real_dft_basis(self.grid)} if self.transform == "basis" else bins_of(self.grid)._asdict()
 
     def convolve(
         self,
@@ -95,7 +89,7 @@ class FullSupport:
             basis = self._basis(constants["basis"], x)
             real, z = to_bins_by_basis(x, basis, len(weight) // self.groups)
             return from_bins_by_basis(*self._multiply(real, z, weight, pairs, factored), basis=basis, size=self.grid)
-        indices = Bins(**{name.removeprefix("bins_"): value for name, value in constants.items()})
+        indices = Bins(**{name: value.to(x.device) for name, value in constants.items()})
         device = x.device.type
         casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if casts and x.dtype != torch.float64 else x.dtype

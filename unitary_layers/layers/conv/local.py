@@ -67,10 +67,9 @@ class LocalSupport:
         spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         return [span // 2 for span in spans], [span - span // 2 for span in spans]
 
-    @property
-    def constant_names(self) -> tuple[str, ...]:
-        """None: nothing depends on the size of the image."""
-        return ()
+    def constants(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
 
     def convolve(
         self,

@@ -44,7 +44,9 @@ class UnitaryRNNBase(UnitaryModule):
             if size < 1:
                 raise ValueError(f"{name} must be greater than zero, got {size}")
         if not isinstance(nonlinearity, nn.Module) and nonlinearity not in NONLINEARITIES:
-            raise ValueError(f"expected nonlinearity to be a module or one of {NONLINEARITIES}, got {nonlinearity!r}")
+            raise ValueError(
+                f"expected nonlinearity to be a module (not its class) or one of {NONLINEARITIES}, got {nonlinearity!r}"
+            )
         if self.is_complex and nonlinearity == "relu":
             raise ValueError("expected a nonlinearity of complex numbers, got 'relu'; 'modrelu' is its counterpart")
         self.input_size = input_size

@@ -30,7 +30,10 @@ def use_grad_scaler(module: nn.Module, scaler: GradScaler | None) -> None:
         ValueError: if the module has no unitary weight.
     """
     if scaler is not None and not isinstance(scaler, GradScaler):
-        raise TypeError(f"expected a torch.amp.GradScaler or None, got {type(scaler).__name__}")
+        got, given = type(scaler).__name__, type(module).__name__
+        if isinstance(module, GradScaler):
+            got = f"use_grad_scaler({given}, {got}): swap the two"
+        raise TypeError(f"expected a torch.amp.GradScaler or None, got {got}")
     if next(unitary_weights(module), None) is None:
         raise ValueError(f"expected a module with unitary weights, got a {type(module).__name__} without any")
     tell_owners(module, scaler)

@@ -10,6 +10,7 @@ from torch.optim import LBFGS, Optimizer
 from ..factored.amp import use_grad_scaler
 from ..weight import unitary_weights
 from .backward import BackwardHook, refuse_distributed, refuse_two_triggers
+from .given import check_attached
 from .guests import Guest
 from .host import host_of
 from .rates import LrScale, check_lr_scale, keep_rates
@@ -58,7 +59,7 @@ def attach(
 
     Args:
         module: any module tree; its unitary weights are looked up anew at each step.
-        optimizer: any torch optimiser whose step reads ``param_groups``.
+        optimizer: any torch optimiser whose step reads ``param_groups``, or a wrapper with it as ``optimizer``.
         scaler: the ``GradScaler`` that scales the losses, needed where there are layers with ``gradient="factored"``.
             Their gradients are unscaled by it, and where one has overflowed the whole step is skipped. Layers that are
             added later are to be told by :func:`use_grad_scaler`.
@@ -77,8 +78,7 @@ def attach(
         RuntimeError: in the optimiser's step, for a layer that does not know the scaler, and as ``projunn_step``; then
             no unitary weight has been stepped.
     """
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise TypeError(f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    optimizer = check_attached(module, optimizer)
     if next(unitary_weights(module), None) is None:
         raise ValueError(f"expected a module with unitary weights, got a {type(module).__name__} without any")
     if optimizer is not None:

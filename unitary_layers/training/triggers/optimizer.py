@@ -19,6 +19,7 @@ from ..batch import Step, step_of
 from ..owners import Lookup
 from ..step import step_from_gradients
 from ..weight import UnitaryWeight, clear_collected
+from .given import check_parameters
 from .host import without_parameters
 from .rates import keep_rates, lr_factor
 
@@ -87,6 +88,7 @@ class ProjUNN(Optimizer):
         maximize: bool = False,
         base: str = "rmsprop",
     ) -> None:
+        check_parameters(params)
         if base not in tuple(BASES):
             raise ValueError(f"expected base to be one of {tuple(BASES)}, got {base!r}")
         options = {"unitary_lr_scale": unitary_lr_scale, "direction": direction, "momentum": momentum, "alpha": alpha}
@@ -250,11 +252,6 @@ def _check(group: dict[str, Any]) -> None:
 def register_with_timm() -> None:
     """Makes ``timm.optim.create_optimizer_v2(model, "projunn")`` work; a second call does nothing."""
     if "projunn" not in default_registry.list_optimizers():
-        info = OptimInfo(
-            name="projunn",
-            opt_class=ProjUNN,
-            description="projUNN's rank-k updates for unitary weights, RMSprop for all others",
-            has_eps=True,
-            has_momentum=True,
-        )
+        does = "projUNN's rank-k updates for unitary weights, RMSprop for all others"
+        info = OptimInfo(name="projunn", opt_class=ProjUNN, description=does, has_eps=True, has_momentum=True)
         default_registry.register(info)
