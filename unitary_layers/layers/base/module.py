@@ -18,7 +18,7 @@ from ...training.memory import Memory
 from ...training.owners import register_owner
 from ...training.watch import rounding_tolerance
 from ...training.weight import UnitaryWeight, as_matrix, record_of
-from .inputs import HALF, as_dtype, as_real
+from .inputs import HALF, as_dtype, as_real, check_stored
 from .loading import STATE, STATE_VERSION, is_too_new, prepare_state, settle, state_names
 from .methods import UnitaryMethods
 
@@ -85,6 +85,7 @@ class UnitaryModule(UnitaryMethods):
         self.process_group: ProcessGroup | None = None
         self.grad_scaler: GradScaler | None = None
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
+        self._shapes: dict[str, torch.Size] = {}  # name: of what is stored
         self._update = update
         register_owner(self)
         if gradient == "factored":
@@ -105,7 +106,9 @@ class UnitaryModule(UnitaryMethods):
             self._register_state(name, self._unitary[name])
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Registers a parameter as any module does, and remembers which one it is."""
+        """As torch's; ``ValueError`` for what cannot stand for a unitary weight by its shape or dtype."""
+        if param is not None and name in self._shapes:
+            check_stored(f"{type(self).__name__}.{name}", param, self._shapes[name])
         super().register_parameter(name, param)
         self._registered[name] = id(param)
 
@@ -120,6 +123,7 @@ class UnitaryModule(UnitaryMethods):
         self.register_parameter(name, parameter)
         self.register_buffer(f"{name}_count", torch.zeros((), dtype=torch.int64, device=device))
         self._register_state(name, stored.ndim > len(shape))
+        self._shapes[name] = stored.shape
         self._unitary[name] = stored.ndim > len(shape)  # last: from now on other threads may find it
 
     def reset_unitary(self, filler: Callable[[Tensor], Any] | None = None) -> None:
@@ -140,8 +144,8 @@ class UnitaryModule(UnitaryMethods):
         return value.to(like.dtype) if like is not None and like.dtype in HALF else value
 
     def own_unitary_weights(self) -> Iterator[UnitaryWeight]:
-        """The unitary weights that this module itself holds, without those of its children."""
-        return map(self.unitary_weight, list(self._unitary))
+        """The unitary weights that this module itself holds, without those of its children, and none that it lacks."""
+        return map(self.unitary_weight, [name for name in list(self._unitary) if getattr(self, name, None) is not None])
 
     def unitary_weight(self, name: str) -> UnitaryWeight:
         """One of the unitary weights that this module itself holds, by its name."""
