@@ -19,10 +19,10 @@ LEVELS = (
     ("projunn.direction", "projunn.slope", "projunn.rule"),
     ("projunn",),
     # how the weights of modules are trained by it
-    ("training.memory", "training.weight", "training.owners", "training.watch"),
+    ("training.memory", "training.collected", "training.weight", "training.owners", "training.watch"),
     ("training.reduced", "training.batch"),
     ("training.parallel.shared", "training.parallel.comm_hook", "training.parallel"),
-    ("training.factored.once", "training.factored.unused", "training.factored.collect"),
+    ("training.factored.once", "training.factored.collect"),
     ("training.factored.amp", "training.factored"),
     ("training.step",),
     ("training.triggers.rates", "training.triggers.saved", "training.triggers.host"),

@@ -65,12 +65,10 @@ def expected_after(module: nn.Module) -> list[torch.Tensor]:
 
 def damage_with_gradients(module: nn.Module, damage: Callable[[nn.Module], None]) -> None:
     """The damage, after which the unitary weights have the gradients that they had before, another parameter too."""
-    kept = [(w.parameter.grad, w.collected and w.collected.low_rank) for w in unitary_weights(module)]
+    kept = [weight.parameter.grad for weight in unitary_weights(module)]
     damage(module)
-    for weight, (grad, low_rank) in zip(unitary_weights(module), kept, strict=True):
+    for weight, grad in zip(unitary_weights(module), kept, strict=True):
         weight.parameter.grad = grad
-        if low_rank is not None:
-            weight.collected.low_rank = low_rank
 
 
 @every_entry

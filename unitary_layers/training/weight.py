@@ -1,7 +1,7 @@
 """A unitary weight inside a module, and how it is found in a module tree."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -12,43 +12,10 @@ from torch.distributed import ProcessGroup
 
 from ..linalg import LowRank
 from ..projunn.gradient import DenseGradient, GradientOperator
-from ..projunn.moments import Moments, Probes
+from ..projunn.moments import Moments
 from ..projunn.rule import Fit, UpdateRule
+from .collected import Collected
 from .memory import Memory
-
-
-class Collected:
-    """The factored gradient of one weight between its backward passes and its step, where it takes the place of .grad.
-
-    Attributes:
-        low_rank: the sum of the samples over the uses of the weight so far, or None.
-        probes: the sum of theirs, for a rule with ``precondition``.
-        kept: the sum itself, not yet sampled, of a weight that shares its gradients with other ranks; or None.
-        unused: how many steps of optimisers have left it there; see Note [A sample that nobody takes].
-        name: of the weight, for a report of that.
-        can_move: whether its rule moves it at all.
-    """
-
-    def __init__(self) -> None:
-        self.name, self.can_move = "", True
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets everything, as ``zero_grad`` does."""
-        self.low_rank: LowRank | None = None
-        self.probes: Probes | None = None
-        self.kept: GradientOperator | None = None
-        self.unused = 0
-
-    def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Applies a function of real tensors to each, as ``nn.Module._apply`` does; to complex ones as pairs."""
-
-        def moved(t: Tensor) -> Tensor:
-            return torch.view_as_complex(fn(torch.view_as_real(t))) if t.is_complex() else fn(t)
-
-        self.low_rank = None if self.low_rank is None else LowRank(*map(moved, self.low_rank))
-        self.probes = None if self.probes is None else Probes(*map(moved, self.probes))
-        self.kept = None if self.kept is None else DenseGradient(moved(self.kept.dense()))
 
 
 class Seen:
@@ -74,9 +41,9 @@ class Seen:
 
 
 # Note [What belongs to a tensor]
-# Two modules that share a weight share its ``.grad``, which torch keeps with the tensor. So do they here: what backward
-# has collected of a weight, and what is known of its memory, is kept by the tensor's identity and not by a module, and
-# goes when the tensor goes. As ``.grad``, it does not travel with a copy or with what is saved.
+# Two modules that share a weight share its ``.grad``, which torch keeps with the tensor. So do they here: what is known
+# of its memory is kept by the tensor's identity and not by a module, and goes when the tensor goes. As ``.grad``, it
+# does not travel with a copy or with what is saved.
 
 _records: dict[int, tuple[Collected, Seen]] = {}
 
@@ -85,14 +52,9 @@ def record_of(parameter: Tensor) -> tuple[Collected, Seen]:
     """What belongs to the tensor itself, whichever modules hold it; see Note [What belongs to a tensor]."""
     record = _records.get(id(parameter))
     if record is None:
-        record = _records[id(parameter)] = (Collected(), Seen())
+        record = _records[id(parameter)] = (Collected(parameter), Seen())
         weakref.finalize(parameter, _records.pop, id(parameter), None).atexit = False
     return record
-
-
-def found_record(parameter: Tensor) -> tuple[Collected, Seen] | None:
-    """What belongs to the tensor, or None if nothing has ever asked for it."""
-    return _records.get(id(parameter))
 
 
 @dataclass(eq=False, slots=True)  # not frozen: that takes a microsecond more, for each weight at each step
@@ -110,7 +72,7 @@ class UnitaryWeight:
             key of its random numbers.
         moments: buffers ``(..., n)`` of a rule with ``precondition``, or None.
         memory: buffers of a rule that names a momentum, as they are stored, or None.
-        collected: the place of its sampled gradient, in a layer with ``gradient="factored"``; else None.
+        collected: its sampled gradient, in a layer with ``gradient="factored"``; else None.
         seen: when it was last known to be unitary.
         group: the ranks that it shares its gradients with, or None.
         scaler: what scales the losses; see Note [Unscaled in backward].
@@ -157,14 +119,9 @@ class UnitaryWeight:
         """The gradient of :attr:`matrix`, already sampled if it is factored; None where there is none, or if frozen."""
         if not self.parameter.requires_grad:
             return None
+        if self.collected is not None and (content := self.collected.content) is not None:
+            return content.low_rank or content.kept or DenseGradient(torch.zeros_like(self.matrix))
         gradient = self.parameter.grad
-        if self.collected is not None and (found := self.collected.low_rank or self.collected.kept) is not None:
-            if gradient is not None:
-                raise ValueError(
-                    f"expected one gradient of the unitary weight {self.name!r}, got a factored one and .grad, to "
-                    'which a penalty or a tied layer may have added; take gradient="dense"'
-                )
-            return found
         if gradient is None:
             return None
         if gradient.layout != torch.strided:
@@ -174,7 +131,8 @@ class UnitaryWeight:
     @property
     def is_factored(self) -> bool:
         """Whether its gradient is collected in backward; alike on all ranks, of which some may have none."""
-        return self.collected is not None and self.parameter.grad is None
+        is_matrix = self.parameter.grad is not None and self.collected is not None and self.collected.content is None
+        return self.collected is not None and not is_matrix
 
     def placed(self, name: str, index: int) -> "UnitaryWeight":
         """The same weight by its name and place in a larger tree."""
@@ -188,7 +146,6 @@ class UnitaryWeight:
     def drop_gradient(self) -> None:
         """Forgets the gradient, as ``zero_grad`` does."""
         self.parameter.grad = None
-        clear_collected([self])
 
 
 @runtime_checkable
@@ -225,7 +182,7 @@ def unitary_weights(module: nn.Module) -> Iterator[UnitaryWeight]:
 
 
 def clear_collected(weights: Iterable[UnitaryWeight]) -> None:
-    """Forgets the sampled gradients of factored weights, and leaves ``.grad`` alone."""
+    """Forgets the factored gradients of weights, and leaves those that are matrices."""
     for weight in weights:
         if weight.collected is not None:
-            weight.collected.clear()
+            weight.collected.drop()

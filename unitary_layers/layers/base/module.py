@@ -13,13 +13,11 @@ from ...init import INITS
 from ...projunn.moments import Moments
 from ...projunn.rule import SPECTRAL_LENGTH, Fit, UpdateRule
 from ...projunn.sampling import LINEAR_SAMPLERS
-from ...training.factored.unused import notice_unused_samples
 from ...training.memory import Memory
 from ...training.owners import register_owner
-from ...training.watch import rounding_tolerance
 from ...training.weight import UnitaryWeight, as_matrix, record_of
 from .inputs import HALF, as_dtype, as_real, check_stored
-from .loading import STATE, STATE_VERSION, is_too_new, prepare_state, settle, state_names
+from .loading import STATE, STATE_VERSION, cast_along, is_too_new, prepare_state, state_names
 from .methods import UnitaryMethods
 
 GRADIENTS = ("dense", "factored")
@@ -40,7 +38,7 @@ class UnitaryModule(UnitaryMethods):
         update: how the unitary weights move.
         init: "haar", "identity", "henaff", "cayley", or a filler of the form of :func:`unitary_layers.init.haar_`.
         dtype: real or complex floating point type of the layer; torch's default one if None.
-        gradient: "dense" (autograd leaves it in ``.grad``) or "factored"; see Note [Sampling inside backward].
+        gradient: "dense" (autograd leaves a matrix in ``.grad``) or "factored"; see Note [Sampling inside backward].
 
     Attributes:
         is_complex: whether parameters are stored as real pairs; see Note [Storage].
@@ -88,8 +86,6 @@ class UnitaryModule(UnitaryMethods):
         self._shapes: dict[str, torch.Size] = {}  # name: of what is stored
         self._update = update
         register_owner(self)
-        if gradient == "factored":
-            notice_unused_samples()
 
     @property
     def update(self) -> UpdateRule:
@@ -156,7 +152,7 @@ class UnitaryModule(UnitaryMethods):
         parameter = self._parameters.get(name)
         parameter = getattr(self, name) if parameter is None else parameter
         collected, seen = record_of(parameter)
-        is_collected = self.gradient == "factored" or collected.low_rank is not None  # by a layer that it is tied to
+        is_collected = self.gradient == "factored" or collected.content is not None  # by a layer that it is tied to
         parts = (name, parameter, self._unitary[name], self._update, count, previous)
         return UnitaryWeight(
             *parts,
@@ -230,15 +226,9 @@ class UnitaryModule(UnitaryMethods):
             is_count = not (t.is_floating_point() or t.is_complex())
             return in_its_precision(t).contiguous() if is_count or id(t) in protected else real(t)
 
-        weights = list(self.own_unitary_weights())
-        for weight in weights:
-            if weight.collected is not None:
-                weight.collected.apply_(in_its_precision)
-        before = {w.name: rounding_tolerance(w) for w in weights}
-        super()._apply(on_stored, recurse)  # type: ignore[no-untyped-call]  # torch's has no annotations
-        self._note_registered()
-        for name, tolerance in before.items():
-            settle(self.unitary_weight(name), tolerance)
+        with cast_along(self, in_its_precision):
+            super()._apply(on_stored, recurse)  # type: ignore[no-untyped-call]  # torch's has no annotations
+            self._note_registered()
         return self
 
     def __getstate__(self) -> dict[str, Any]:

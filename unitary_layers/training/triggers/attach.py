@@ -44,9 +44,8 @@ def attach(module: nn.Module, optimizer: Optimizer | None = None, *, scaler: Gra
     weight decay nor momentum nor a moving average inside it reaches them. Accumulation, clipping, ``GradScaler`` and
     ``maximize`` work as for any parameter, also within a closure; a step that the scaler skips is no step. A schedule
     of the optimiser's learning rate scales the rules' rates by the same factor, relative to the base rate
-    (``group["initial_lr"]``, or the rate when the group was first seen). ``optimizer.zero_grad()`` reaches factored
-    gradients too, clipping does not, and a ``GradScaler`` has to be named, for they are no ``.grad`` (it also wants at
-    least one other gradient to look at).
+    (``group["initial_lr"]``, or the rate when the group was first seen). A ``GradScaler`` is to be named where
+    there are factored gradients.
 
     ``attach(model)`` takes it by itself as soon as a backward has finished: for the plain loop of one backward per
     step. Do not use it with gradient accumulation, clipping or ``GradScaler``, nor with weights that are shared
