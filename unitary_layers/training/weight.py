@@ -3,6 +3,8 @@
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
+from math import gcd
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,25 +21,48 @@ from .memory import Memory
 
 
 class Seen:
-    """What torch counts of a weight's memory since it was last known to be unitary; see Note [Off the manifold]."""
+    """What is known of a weight's memory since it was last known to be unitary; see Note [Off the manifold]."""
 
     def __init__(self) -> None:
         self._mark: tuple[int, int] | None = None
+        self._sum: Tensor | None = None
         self.reported_after: int | None = None  # how many steps the weight had taken when a write was reported
 
     def note(self, parameter: Tensor) -> None:
         """Keeps in mind that the parameter is unitary now."""
-        self._mark = self._of(parameter)
+        self._mark, self._sum = self._counted(parameter), _sum_of_some(parameter)
 
     def is_of(self, parameter: Tensor) -> bool:
         """Whether nothing has written the parameter since."""
-        return self._mark is not None and self._mark == self._of(parameter)
+        return self.is_counted(parameter) and not self.is_overlooked(parameter)
+
+    def is_counted(self, parameter: Tensor) -> bool:
+        """Whether torch has counted no write of the parameter since."""
+        return self._mark is not None and self._mark == self._counted(parameter)
+
+    def is_overlooked(self, parameter: Tensor) -> bool:
+        """Whether something has written it without being counted; off the CPU the host waits for the answer."""
+        if self._sum is None or not self.is_counted(parameter):
+            return False
+        return not torch.equal(self._sum, _sum_of_some(parameter))
 
     @staticmethod
-    def _of(parameter: Tensor) -> tuple[int, int] | None:
+    def _counted(parameter: Tensor) -> tuple[int, int] | None:
         if parameter.is_inference():  # torch counts no versions of these, and nothing trains them
             return None
         return parameter._version, parameter.data_ptr()
+
+
+def _sum_of_some(parameter: Tensor) -> Tensor:
+    """The sum ``()`` of some entries, of which each row and each column of each matrix has one at least."""
+    return parameter.detach().flatten()[:: _distance(parameter.shape)].sum()
+
+
+@lru_cache
+def _distance(shape: torch.Size) -> int:
+    """Between these entries: below the smaller side, and without a factor in common with the sides, to miss none."""
+    rows, columns = (shape[-3], 2 * shape[-2]) if len(shape) > 2 and shape[-1] == 2 else shape[-2:]
+    return next((d for d in range(min(rows, columns) - 1, 1, -1) if gcd(d, rows * columns) == 1), 1)
 
 
 # Note [What belongs to a tensor]

@@ -15,6 +15,7 @@ from ...projunn.rule import SPECTRAL_LENGTH, Fit, UpdateRule
 from ...projunn.sampling import LINEAR_SAMPLERS
 from ...training.memory import Memory
 from ...training.owners import register_owner
+from ...training.watch import watch
 from ...training.weight import UnitaryWeight, as_matrix, record_of
 from .inputs import HALF, as_dtype, as_real, check_stored
 from .loading import STATE, STATE_VERSION, cast_along, is_too_new, prepare_state, state_names
@@ -242,6 +243,11 @@ class UnitaryModule(UnitaryMethods):
     def _note_registered(self) -> None:
         """For what has replaced parameters without :meth:`register_parameter`."""
         self._registered = {name: id(parameter) for name, parameter in self._parameters.items()}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self.training:  # in evaluation the weights are saved, as they are used, as they are
+            watch(w for w in self.own_unitary_weights() if w.seen.is_overlooked(w.parameter))
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *reports: list[str]
