@@ -126,6 +126,18 @@ class FactoredGrad(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return self.dense()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.dense().__reduce_ex__(protocol)
+
+    def share_memory_(self) -> "FactoredGrad":
+        """Moves the factors to shared memory."""
+        self.content.moved(Tensor.share_memory_)
+        return self
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """Raises ``RuntimeError``: there is none, and torch does not look before it reads it."""
+        raise RuntimeError("expected a gradient with memory of its own, got a factored one; its dense() has some")
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub forgets func
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -1,6 +1,7 @@
 """What torch's loops say of ``.grad`` means the same for a factored gradient as for a dense one."""
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable
 
@@ -244,6 +245,11 @@ def test_it_says_what_it_is():
     layer(torch.randn(ROWS, N)).sum().backward()
     assert repr(layer.weight.grad) == f"FactoredGrad({(N, N)}, rank=2)"
     assert isinstance(layer.weight.grad, FactoredGrad)
+    assert layer.weight.grad.share_memory_().content.low_rank.left.is_shared()
+    copied = pickle.loads(pickle.dumps(layer.weight.grad))
+    assert torch.equal(copied, layer.weight.grad)
+    with pytest.raises(RuntimeError, match="expected a gradient with memory of its own"):  # torch would crash
+        layer.weight.grad.untyped_storage()
 
 
 @pytest.mark.parametrize("kind", [SGD, torch.optim.AdamW, torch.optim.RMSprop])
