@@ -19,7 +19,14 @@ LEVELS = (
     ("projunn.direction", "projunn.slope", "projunn.rule"),
     ("projunn",),
     # how the weights of modules are trained by it
-    ("training.memory", "training.collected", "training.weight", "training.owners", "training.watch"),
+    (
+        "training.memory",
+        "training.content",
+        "training.collected",
+        "training.weight",
+        "training.owners",
+        "training.watch",
+    ),
     ("training.reduced", "training.batch"),
     ("training.parallel.shared", "training.parallel.comm_hook", "training.parallel"),
     ("training.factored.once", "training.factored.collect"),

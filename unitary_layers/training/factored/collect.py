@@ -10,7 +10,8 @@ from ...linalg import LowRank
 from ...linalg.lowrank import k_major
 from ...projunn.gradient import DenseGradient, FactoredGradient, GradientOperator, SummedGradient
 from ...projunn.sampling import recompressed
-from ..collected import Content, FactoredGrad
+from ..collected import FactoredGrad
+from ..content import Content
 from ..parallel.shared import check_alone
 from ..weight import UnitaryWeight, as_matrix
 from .once import once_differentiable
