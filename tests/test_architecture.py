@@ -20,7 +20,8 @@ LEVELS = (
     ("projunn.direction", "projunn.slope", "projunn.rule"),
     ("projunn",),
     # how the weights of modules are trained by it
-    ("training.precision", "training.memory", "training.weight", "training.owners", "training.watch"),
+    ("training.precision", "training.memory", "training.content", "training.collected", "training.weight"),
+    ("training.owners", "training.watch"),
     ("training.reduced", "training.batch"),
     ("training.parallel.shared", "training.parallel.comm_hook", "training.parallel"),
     ("training.factored.once", "training.factored.collect", "training.factored.graphs"),

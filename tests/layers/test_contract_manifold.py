@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from unitary_layers import UnitaryLinear, UpdateRule, attach, nearest_unitary, projunn_step, retract_
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training import unitary_weights
+from unitary_layers.training.weight import Seen
 
 
 def by_a_torch_optimiser(module: nn.Module) -> None:
@@ -57,7 +58,27 @@ def by_another_parameter(module: nn.Module) -> None:
         setattr(module.get_submodule(".".join(path)), name, nn.Parameter(weight.parameter.detach() * 2))
 
 
+def by_initialisation_of_data(module: nn.Module) -> None:
+    """The start that DCGAN gives to each layer; torch counts no writes through ``.data``."""
+    for weight in unitary_weights(module):
+        nn.init.normal_(weight.parameter.data, 0.0, 0.02)
+
+
+def by_a_teacher(module: nn.Module) -> None:
+    """A network that follows another one."""
+    for weight in unitary_weights(module):
+        p = weight.parameter
+        p.data = p.data * 0.9 + torch.zeros_like(p.data) * 0.1
+
+
+def by_an_optimiser_of_the_old_style(module: nn.Module) -> None:
+    for weight in unitary_weights(module):
+        weight.parameter.data.add_(torch.full_like(weight.parameter, 0.1), alpha=-0.5)
+
+
 DAMAGES = (by_a_torch_optimiser, by_an_edit, by_a_vector, by_an_average, by_initialisation, by_another_parameter)
+THROUGH_DATA = (by_initialisation_of_data, by_a_teacher, by_an_optimiser_of_the_old_style)
+DAMAGES += THROUGH_DATA
 every_damage = pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
 
 
@@ -67,12 +88,10 @@ def expected_after(module: nn.Module) -> list[torch.Tensor]:
 
 def damage_with_gradients(module: nn.Module, damage: Callable[[nn.Module], None]) -> None:
     """The damage, after which the unitary weights have the gradients that they had before, another parameter too."""
-    kept = [(w.parameter.grad, w.collected and w.collected.low_rank) for w in unitary_weights(module)]
+    kept = [weight.parameter.grad for weight in unitary_weights(module)]
     damage(module)
-    for weight, (grad, low_rank) in zip(unitary_weights(module), kept, strict=True):
+    for weight, grad in zip(unitary_weights(module), kept, strict=True):
         weight.parameter.grad = grad
-        if low_rank is not None:
-            weight.collected.low_rank = low_rank
 
 
 @every_entry
@@ -155,11 +174,13 @@ def test_it_can_be_refused_before_anything_changes(entry, damage):
     module = entry.make(update=UpdateRule(lr=0.3, off_manifold="raise"))
     loss_of(module, entry.input()).backward()
     damage_with_gradients(module, damage)
-    before = snapshot(module)
+    before = snapshot(module.eval())
+    module.train()
     for trigger in (lambda: loss_of(module, entry.input()), lambda: projunn_step(module)):
         with pytest.raises(RuntimeError, match=r"was written by something else.*no unitary weight was changed"):
             trigger()
-    assert same_tensors(snapshot(module), before)
+    assert same_tensors(snapshot(module.eval()), before)
+    module.train()
     retract_(module)
     loss_of(module, entry.input())
 
@@ -208,3 +229,58 @@ def test_another_rule_changes_the_policy():
 def test_a_start_of_ones_own_is_looked_at():
     with pytest.warns(UserWarning, match=r"was filled by init=ones_ that gives no unitary matrix"):
         UnitaryLinear(3, 3, init=nn.init.ones_)(torch.randn(2, 3))
+
+
+through_data = pytest.mark.parametrize("damage", THROUGH_DATA, ids=lambda f: f.__name__)
+
+
+@pytest.mark.parametrize("damage", [d for d in THROUGH_DATA if d is not by_a_teacher], ids=lambda f: f.__name__)
+def test_a_network_that_is_never_stepped_is_saved_as_it_should_be(damage):
+    """Built, given another start, and saved without a forward pass; what is saved in evaluation is what is used."""
+    net = nn.Sequential(UnitaryLinear(16, 16), nn.Linear(16, 16))
+    damage(net)
+    net.eval()
+    assert torch.equal(net.state_dict()["0.weight"], net[0].weight)
+    assert net[0].unitarity_error() > 0.1
+    net.train()
+    with pytest.warns(UserWarning, match="was written by something else") as seen:
+        state = net.state_dict()
+    assert len(seen) == 1
+    assert torch.equal(state["0.weight"], net[0].weight)
+    assert_unitary(net)
+
+
+@through_data
+def test_a_step_in_evaluation_notices_what_was_written_through_data(damage):
+    layer = UnitaryLinear(16, 16).eval()
+    damage(layer)
+    layer(torch.randn(4, 16)).square().sum().backward()
+    with pytest.warns(UserWarning, match="was written by something else"):
+        layer.projunn_step()
+    assert_unitary(layer)
+
+
+def test_an_optimiser_of_the_old_style_is_reported_once():
+    layer = UnitaryLinear(16, 16)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for _ in range(4):
+            layer(torch.randn(4, 16)).square().sum().backward()
+            layer.weight.data.add_(layer.weight.grad, alpha=-0.01)
+            layer.zero_grad()
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (48, 48), (16, 48), (48, 16), (3, 12, 12), (12, 12, 2)], ids=str)
+def test_what_writes_whole_rows_or_columns_without_being_counted_is_seen(shape):
+    parameter, seen = nn.Parameter(torch.randn(shape)), Seen()
+    is_pairs = len(shape) == 3 and shape[-1] == 2
+    rows, columns, *pair = (*shape[:2], slice(None)) if is_pairs else shape[-2:]
+    places = [(..., i, slice(None), *pair) for i in range(rows)] + [(..., i, *pair) for i in range(columns)]
+    for place in places:
+        seen.note(parameter)
+        assert seen.is_of(parameter)
+        parameter.data[place] += 1.0
+        assert seen.is_counted(parameter)
+        assert seen.is_overlooked(parameter)
+        assert not seen.is_of(parameter)

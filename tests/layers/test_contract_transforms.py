@@ -112,7 +112,6 @@ def test_a_layer_knows_its_own_parameters_whatever_replaced_them(replace):
     module.reset_parameters()
     functional_call(module, {"weight": nn.Parameter(module.weight.clone())}, (torch.randn(2, N),))
     module(torch.randn(2, N)).square().sum().backward()
-    assert module.weight.grad is None
     assert all(gradient_of(weight) is not None for weight in unitary_weights(module))
 
 

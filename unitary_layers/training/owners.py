@@ -3,8 +3,9 @@
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
+from typing import cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .weight import UnitaryOwner, UnitaryWeight
 
@@ -13,9 +14,10 @@ from .weight import UnitaryOwner, UnitaryWeight
 # is lost by deepcopy, load_state_dict(assign=True), the meta device and to_empty(), which all make a new Parameter.
 # The module knows, by the parameter's name. So every module that owns unitary weights is listed here, weakly, from
 # its construction, its unpickling and its deepcopy on, and a parameter is looked up by asking the living modules
-# which of them holds this very tensor now. Grouping parameters, as timm does for weight decay, leaves the tensors
-# what they are. A tensor that was replaced in its module after an optimiser was built is trained by no optimiser of
-# torch, ours included.
+# which of them holds this very tensor now. A module is first asked for its parameters alone, so that one whose weights
+# have been taken away, or are computed from others, matters only to those who train it. Grouping parameters, as timm
+# does for weight decay, leaves the tensors what they are. A tensor that was replaced in its module after an optimiser
+# was built is trained by no optimiser of torch, ours included.
 
 _owners: weakref.WeakKeyDictionary[UnitaryOwner, None] = weakref.WeakKeyDictionary()  # a set in order of age
 _lock = threading.Lock()
@@ -40,7 +42,11 @@ def owners_of(parameters: Iterable[Tensor]) -> list[UnitaryOwner]:
     wanted = set(map(id, parameters))
     with _lock:
         owners = list(_owners)
-    return [owner for owner in owners if any(id(w.parameter) in wanted for w in owner.own_unitary_weights())]
+    return [owner for owner in owners if not wanted.isdisjoint(map(id, _parameters_of(owner)))]
+
+
+def _parameters_of(owner: UnitaryOwner) -> Iterable[Tensor | None]:
+    return cast(nn.Module, owner)._parameters.values()
 
 
 def weights_of(

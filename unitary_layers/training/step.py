@@ -222,9 +222,8 @@ def _copy_(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 def drop_gradients(module: nn.Module) -> None:
     """Forgets the gradients of all unitary weights of a module tree.
 
-    ``optimizer.zero_grad()`` reaches ``.grad`` but not a factored gradient; each step drops both, and so do
-    ``zero_grad()`` of the layers and models here and of ``ProjUNN``. It is needed where a backward is not followed by
-    a step.
+    Each step does so, and any ``zero_grad()`` that has the weights. It is needed where a backward is not followed by
+    a step, and other gradients are to stay.
     """
     for weight in unitary_weights(module):
         weight.drop_gradient()

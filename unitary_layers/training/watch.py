@@ -16,13 +16,21 @@ from .weight import UnitaryWeight
 # weight off by more than rounding is reported by name and retracted, or refused with UpdateRule(off_manifold="raise").
 # An optimiser that was never attached writes it again and again: that is reported once, until the weight has taken a
 # step of its own.
-# Writes through ``parameter.data`` are not counted by torch and are not seen here; the retraction that is due every
-# max(1000, n) steps repairs them in silence.
+
+# Note [Writes that torch does not count]
+# ``nn.init.normal_(m.weight.data)``, ``p.data.clamp_``, optimisers of the old style and teachers that follow a student
+# write through ``parameter.data``, of which torch keeps no count. So a layer also knows the sum of some n of the n^2
+# entries of a weight, at least one in each row and column, and looks whether it is still that, bit for bit. What a
+# step spends on it was measured as 0.35 % of its time at n = 64 and 0.05 % at n = 2048 (128 rows, one thread). What
+# writes rows, columns or all of a matrix changes the sum. An edit of a few other entries does not, and is repaired by
+# the retraction that is due every max(1000, n) steps. A state dict is looked at as well, in training: a network that is
+# never stepped may have been spoilt after its last forward pass. Off the CPU the host has to wait for the answer, and
+# so asks only where it waits anyway, in the step and for a state dict.
 
 
 @torch.no_grad()
 def watch(weights: Iterable[UnitaryWeight]) -> None:
-    """Looks at those of the weights that something else may have written since they were last known to be unitary.
+    """Looks at those of the weights that something else has written since they were last known to be unitary.
 
     Warns:
         UserWarning: for a weight that is not unitary and is replaced by the nearest unitary one.

@@ -1,8 +1,10 @@
 """A unitary weight inside a module, and how it is found in a module tree."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
+from math import gcd
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,71 +14,62 @@ from torch.distributed import ProcessGroup
 
 from ..linalg import LowRank
 from ..projunn.gradient import DenseGradient, GradientOperator
-from ..projunn.moments import Moments, Probes
+from ..projunn.moments import Moments
 from ..projunn.rule import Fit, UpdateRule
+from .collected import Collected
 from .memory import Memory
 
 
-class Collected:
-    """The factored gradient of one weight between its backward passes and its step, where it takes the place of .grad.
-
-    Attributes:
-        low_rank: the sum of the samples over the uses of the weight so far, or None.
-        probes: the sum of theirs, for a rule with ``precondition``.
-        kept: the sum itself, not yet sampled, of a weight that shares its gradients with other ranks; or None.
-        is_left: whether an optimiser has stepped and left it there; see Note [Strangers].
-        can_move: whether its rule moves it at all.
-    """
-
-    def __init__(self) -> None:
-        self.can_move = True
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets everything, as ``zero_grad`` does."""
-        self.low_rank: LowRank | None = None
-        self.probes: Probes | None = None
-        self.kept: GradientOperator | None = None
-        self.is_left = False
-
-    def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Applies a function of real tensors to each, as ``nn.Module._apply`` does; to complex ones as pairs."""
-
-        def moved(t: Tensor) -> Tensor:
-            return torch.view_as_complex(fn(torch.view_as_real(t))) if t.is_complex() else fn(t)
-
-        self.low_rank = None if self.low_rank is None else LowRank(*map(moved, self.low_rank))
-        self.probes = None if self.probes is None else Probes(*map(moved, self.probes))
-        self.kept = None if self.kept is None else DenseGradient(moved(self.kept.dense()))
-
-
 class Seen:
-    """What torch counts of a weight's memory since it was last known to be unitary; see Note [Off the manifold]."""
+    """What is known of a weight's memory since it was last known to be unitary; see Note [Off the manifold]."""
 
     def __init__(self) -> None:
         self._mark: tuple[int, int] | None = None
+        self._sum: Tensor | None = None
         self.reported_after: int | None = None  # how many steps the weight had taken when a write was reported
         self.cause = ""  # of its values, if they may be none of a unitary matrix: "to_empty", or the name of a filler
 
     def note(self, parameter: Tensor) -> None:
         """Keeps in mind that the parameter is unitary now."""
-        self._mark, self.cause = self._of(parameter), ""
+        self._mark, self._sum, self.cause = self._counted(parameter), _sum_of_some(parameter), ""
 
     def is_of(self, parameter: Tensor) -> bool:
         """Whether nothing has written the parameter since."""
-        return self._mark is not None and self._mark == self._of(parameter)
+        return self.is_counted(parameter) and not self.is_overlooked(parameter)
+
+    def is_counted(self, parameter: Tensor) -> bool:
+        """Whether torch has counted no write of the parameter since."""
+        return self._mark is not None and self._mark == self._counted(parameter)
+
+    def is_overlooked(self, parameter: Tensor) -> bool:
+        """Whether something has written it without being counted; off the CPU the host waits for the answer."""
+        if self._sum is None or not self.is_counted(parameter):
+            return False
+        return not torch.equal(self._sum, _sum_of_some(parameter))
 
     @staticmethod
-    def _of(parameter: Tensor) -> tuple[int, int] | None:
+    def _counted(parameter: Tensor) -> tuple[int, int] | None:
         if parameter.is_inference():  # torch counts no versions of these, and nothing trains them
             return None
         return parameter._version, parameter.data_ptr()
 
 
+def _sum_of_some(parameter: Tensor) -> Tensor:
+    """The sum ``()`` of some entries, of which each row and each column of each matrix has one at least."""
+    return parameter.detach().flatten()[:: _distance(parameter.shape)].sum()
+
+
+@lru_cache
+def _distance(shape: torch.Size) -> int:
+    """Between these entries: below the smaller side, and without a factor in common with the sides, to miss none."""
+    rows, columns = (shape[-3], 2 * shape[-2]) if len(shape) > 2 and shape[-1] == 2 else shape[-2:]
+    return next((d for d in range(min(rows, columns) - 1, 1, -1) if gcd(d, rows * columns) == 1), 1)
+
+
 # Note [What belongs to a tensor]
-# Two modules that share a weight share its ``.grad``, which torch keeps with the tensor. So do they here: what backward
-# has collected of a weight, and what is known of its memory, is kept by the tensor's identity and not by a module, and
-# goes when the tensor goes. As ``.grad``, it does not travel with a copy or with what is saved.
+# Two modules that share a weight share its ``.grad``, which torch keeps with the tensor. So do they here: what is known
+# of its memory is kept by the tensor's identity and not by a module, and goes when the tensor goes. As ``.grad``, it
+# does not travel with a copy or with what is saved.
 
 _records: dict[int, tuple[Collected, Seen]] = {}
 
@@ -85,14 +78,9 @@ def record_of(parameter: Tensor) -> tuple[Collected, Seen]:
     """What belongs to the tensor itself, whichever modules hold it; see Note [What belongs to a tensor]."""
     record = _records.get(id(parameter))
     if record is None:
-        record = _records[id(parameter)] = (Collected(), Seen())
+        record = _records[id(parameter)] = (Collected(parameter), Seen())
         weakref.finalize(parameter, _records.pop, id(parameter), None).atexit = False
     return record
-
-
-def found_record(parameter: Tensor) -> tuple[Collected, Seen] | None:
-    """What belongs to the tensor, or None if nothing has ever asked for it."""
-    return _records.get(id(parameter))
 
 
 @dataclass(eq=False, slots=True)  # not frozen: that takes a microsecond more, for each weight at each step
@@ -110,7 +98,7 @@ class UnitaryWeight:
             key of its random numbers.
         moments: buffers ``(..., m)``, ``(..., n)`` of a rule with ``precondition``, or None.
         memory: buffers of a rule that names a momentum, as they are stored, or None.
-        collected: the place of its sampled gradient, in a layer with ``gradient="factored"``; else None.
+        collected: its sampled gradient, in a layer with ``gradient="factored"``; else None.
         seen: when it was last known to be unitary.
         group: the ranks that it shares its gradients with, or None.
         scaler: what scales the losses; see Note [Unscaled in backward].
@@ -166,14 +154,9 @@ class UnitaryWeight:
         """The gradient of :attr:`matrix`, already sampled if it is factored; None where there is none, or if frozen."""
         if not self.parameter.requires_grad:
             return None
+        if self.collected is not None and (content := self.collected.content) is not None:
+            return content.low_rank or content.kept or DenseGradient(torch.zeros_like(self.matrix))
         gradient = self.parameter.grad
-        if self.collected is not None and (found := self.collected.low_rank or self.collected.kept) is not None:
-            if gradient is not None:
-                raise ValueError(
-                    f"expected one gradient of the unitary weight {self.name!r}, got a factored one and .grad, to "
-                    'which a penalty or a tied layer may have added; take gradient="dense"'
-                )
-            return found
         if gradient is None:
             return None
         if gradient.layout != torch.strided:
@@ -183,7 +166,8 @@ class UnitaryWeight:
     @property
     def is_factored(self) -> bool:
         """Whether its gradient is collected in backward; alike on all ranks, of which some may have none."""
-        return self.collected is not None and self.parameter.grad is None
+        is_matrix = self.parameter.grad is not None and self.collected is not None and self.collected.content is None
+        return self.collected is not None and not is_matrix
 
     def placed(self, name: str, index: int) -> "UnitaryWeight":
         """The same weight by its name and place in a larger tree."""
@@ -206,7 +190,6 @@ class UnitaryWeight:
     def drop_gradient(self) -> None:
         """Forgets the gradient, as ``zero_grad`` does."""
         self.parameter.grad = None
-        clear_collected([self])
 
 
 @runtime_checkable
@@ -248,7 +231,7 @@ def unitary_weights(module: nn.Module) -> Iterator[UnitaryWeight]:
 
 
 def clear_collected(weights: Iterable[UnitaryWeight]) -> None:
-    """Forgets the sampled gradients of factored weights, and leaves ``.grad`` alone."""
+    """Forgets the factored gradients of weights, and leaves those that are matrices."""
     for weight in weights:
         if weight.collected is not None:
-            weight.collected.clear()
+            weight.collected.drop()

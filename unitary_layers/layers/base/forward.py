@@ -33,11 +33,14 @@ def watch_own(module: nn.Module) -> None:
     """Notices, in training, what something else has done to a layer's weights; see Note [Off the manifold]."""
     if not isinstance(module, UnitaryModule) or not module.training:
         return
-    if torch.compiler.is_compiling() or is_transformed():
+    if torch.compiler.is_compiling() or is_transformed() or torch.jit.is_tracing():
         return
     for name in module._unitary:
         parameter = own_parameter(module, name)
-        if parameter is not None and not record_of(parameter)[1].is_of(parameter):
+        if parameter is None:
+            continue
+        seen = record_of(parameter)[1]  # see Note [Writes that torch does not count]
+        if not seen.is_counted(parameter) or (parameter.is_cpu and seen.is_overlooked(parameter)):
             watch([module.unitary_weight(name)])
 
 

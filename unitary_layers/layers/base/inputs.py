@@ -76,6 +76,21 @@ def check_input(layer: str, x: Tensor, like: Tensor) -> None:
         )
 
 
+def check_stored(name: str, parameter: Tensor, shape: torch.Size) -> None:
+    """Refuses a tensor that was assigned in the place of a unitary weight and cannot be one.
+
+    A flat one is left to the step: FullyShardedDataParallel puts a part of the weight there, for as long as it is away.
+
+    Raises:
+        ValueError: for a matrix of another shape than what is stored, or not real and at least float32.
+    """
+    if parameter.ndim > 1 and (parameter.shape != shape or parameter.dtype not in (torch.float32, torch.float64)):
+        raise ValueError(
+            f"expected float32 or float64 {tuple(shape)} in the place of the unitary weight {name!r}, got "
+            f"{parameter.dtype} {tuple(parameter.shape)}; nothing was assigned"
+        )
+
+
 def dtype_differs(x: Tensor, like: Tensor) -> bool:
     """Whether the dtypes differ and autocast is not there to mend it."""
     return x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type)

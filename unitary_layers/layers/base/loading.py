@@ -4,7 +4,8 @@ And casting such a module to a higher precision, in which what was unitary is so
 """
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ...linalg import nearest_unitary, unitarity_error
 from ...linalg.check import REAL
 from ...training.memory import Memory
 from ...training.watch import rounding_tolerance
-from ...training.weight import UnitaryWeight
+from ...training.weight import UnitaryOwner, UnitaryWeight, clear_collected, record_of
 from .inputs import HALF
 from .states import STATE, state_names
 
@@ -90,7 +91,27 @@ def prepare_state(
                 state_dict[name] = value.to(torch.int64 if exact else getattr(state_dict.get(key), "dtype", None))
 
 
-def settle(weight: UnitaryWeight, tolerance: float, was_meta: bool) -> None:
+@contextmanager
+def cast_along(owner: UnitaryOwner, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Around a cast of the stored tensors: factored gradients go along, and what was unitary is so in the new dtype.
+
+    Args:
+        owner: whose own unitary weights are cast.
+        fn: casts a real tensor.
+    """
+    weights = list(owner.own_unitary_weights())
+    found = {w.name: w.collected.content for w in weights if w.collected is not None}
+    contents = {name: content.moved(fn) for name, content in found.items() if content is not None}
+    clear_collected(weights)  # what has no memory of its own is not torch's to cast
+    before = {w.name: (rounding_tolerance(w), w.parameter.is_meta) for w in weights}
+    yield
+    for weight in owner.own_unitary_weights():
+        _settle(weight, *before[weight.name])
+        if weight.name in contents:
+            record_of(weight.parameter)[0].put(contents[weight.name])
+
+
+def _settle(weight: UnitaryWeight, tolerance: float, was_meta: bool) -> None:
     """Makes a weight unitary in the higher precision to which it was cast; whatever is else with it is left to watch.
 
     Args:

@@ -3,7 +3,6 @@
 from torch import Tensor, nn
 
 from ...training.step import projunn_step, retract_, unitarity_error_of
-from ...training.weight import clear_collected, unitary_weights
 
 
 class UnitaryMethods(nn.Module):
@@ -16,11 +15,6 @@ class UnitaryMethods(nn.Module):
     def unitarity_error(self) -> Tensor:
         """The largest ``|W^H W - I|_F`` (Frobenius norm) among the unitary weights, a tensor ``()``."""
         return unitarity_error_of(self)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch's, and for factored gradients too; see :func:`unitary_layers.drop_gradients`."""
-        super().zero_grad(set_to_none)
-        clear_collected(unitary_weights(self))
 
     def retract_(self) -> None:
         """Replaces each unitary weight by the nearest unitary one; see :func:`unitary_layers.retract_`."""

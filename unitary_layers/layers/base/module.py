@@ -13,10 +13,10 @@ from ...projunn.moments import Moments
 from ...projunn.rule import SPECTRAL_LENGTH, Fit, UpdateRule
 from ...training.memory import Memory
 from ...training.triggers.strangers import enrol
-from ...training.watch import rounding_tolerance, vouch
+from ...training.watch import vouch, watch
 from ...training.weight import UnitaryWeight, as_complex, record_of
-from .inputs import HALF, as_dtype, as_real, check_rule
-from .loading import STATE_VERSION, is_too_new, prepare_state, settle
+from .inputs import HALF, as_dtype, as_real, check_rule, check_stored
+from .loading import STATE_VERSION, cast_along, is_too_new, prepare_state
 from .methods import UnitaryMethods
 from .states import STATE, state_names, state_shapes
 from .symbolic import OneOperation
@@ -37,7 +37,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         update: how the unitary weights move.
         init: "haar", "identity", "henaff", "cayley", or a filler of the form of :func:`unitary_layers.init.haar_`.
         dtype: real or complex floating point type of the layer; torch's default one if None.
-        gradient: "dense" (autograd leaves it in ``.grad``) or "factored"; see Note [Sampling inside backward].
+        gradient: "dense" (autograd leaves a matrix in ``.grad``) or "factored"; see Note [Sampling inside backward].
 
     Attributes:
         is_complex: whether parameters are stored as real pairs; see Note [Storage].
@@ -74,6 +74,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         self.process_group: ProcessGroup | None = None
         self.grad_scaler: GradScaler | None = None
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
+        self._shapes: dict[str, torch.Size] = {}  # name: of what is stored
         self._unfolded: dict[str, torch.Size] = {}  # name: shape of its matrices, if it is stored in another one
         self._update = update
         enrol(self)
@@ -91,7 +92,9 @@ class UnitaryModule(UnitaryMethods, OneOperation):
             self._register_state(name, self._unitary[name])
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Registers a parameter as any module does, and remembers which one it is."""
+        """As torch's; ``ValueError`` for what cannot stand for a unitary weight by its shape or dtype."""
+        if param is not None and name in self._shapes:
+            check_stored(f"{type(self).__name__}.{name}", param, self._shapes[name])
         super().register_parameter(name, param)
         self._registered[name] = id(param)
 
@@ -113,6 +116,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         self.register_parameter(name, parameter)
         self.register_buffer(f"{name}_count", torch.zeros((), dtype=torch.int64, device=device))
         self._register_state(name, stored.ndim > len(shape))
+        self._shapes[name] = stored.shape
         self._unitary[name] = stored.ndim > len(shape)  # last: from now on other threads may find it
 
     def reset_unitary(self, filler: Callable[[Tensor], Any] | None = None) -> None:
@@ -135,8 +139,8 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         return value.to(like.dtype) if like is not None and like.dtype in HALF else value
 
     def own_unitary_weights(self) -> Iterator[UnitaryWeight]:
-        """The unitary weights that this module itself holds, without those of its children."""
-        return map(self.unitary_weight, list(self._unitary))
+        """The unitary weights that this module itself holds, without those of its children, and none that it lacks."""
+        return map(self.unitary_weight, [name for name in list(self._unitary) if getattr(self, name, None) is not None])
 
     def unitary_weight(self, name: str) -> UnitaryWeight:
         """One of the unitary weights that this module itself holds, by its name."""
@@ -147,7 +151,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         parameter = self._parameters.get(name)
         parameter = getattr(self, name) if parameter is None else parameter
         collected, seen = record_of(parameter)
-        is_collected = self.gradient == "factored" or collected.low_rank is not None  # by a layer that it is tied to
+        is_collected = self.gradient == "factored" or collected.content is not None  # by a layer that it is tied to
         parts = (name, parameter, self._unitary[name], self._update, count, previous)
         return UnitaryWeight(
             *parts,
@@ -210,15 +214,9 @@ class UnitaryModule(UnitaryMethods, OneOperation):
             is_count = not (t.is_floating_point() or t.is_complex())
             return in_its_precision(t).contiguous() if is_count or id(t) in protected else real(t)
 
-        weights = list(self.own_unitary_weights())
-        for weight in weights:
-            if weight.collected is not None:
-                weight.collected.apply_(in_its_precision)
-        before = {w.name: (rounding_tolerance(w), w.parameter.is_meta) for w in weights}
-        super()._apply(on_stored, recurse)  # type: ignore[no-untyped-call]  # torch's has no annotations
-        self._note_registered()
-        for name, known in before.items():
-            settle(self.unitary_weight(name), *known)
+        with cast_along(self, in_its_precision):
+            super()._apply(on_stored, recurse)  # type: ignore[no-untyped-call]  # torch's has no annotations
+            self._note_registered()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -232,6 +230,11 @@ class UnitaryModule(UnitaryMethods, OneOperation):
     def _note_registered(self) -> None:
         """For what has replaced parameters without :meth:`register_parameter`."""
         self._registered = {name: id(parameter) for name, parameter in self._parameters.items()}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self.training:  # in evaluation the weights are saved, as they are used, as they are
+            watch(w for w in self.own_unitary_weights() if w.seen.is_overlooked(w.parameter))
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *reports: list[str]

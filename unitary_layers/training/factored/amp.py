@@ -7,10 +7,10 @@ from torch.amp import GradScaler
 from ..weight import UnitaryOwner, UnitaryWeight, unitary_weights
 
 # Note [Unscaled in backward]
-# A GradScaler unscales what it finds in .grad, between backward and step. A factored gradient is not there, and
-# unscaling its sample in the step would be too late: a preconditioned one is a quotient, from which the scale has gone,
-# of moments that are averages over many steps, during which it changes. So the layers know their scaler, and backward
-# takes its scale out of the operator before it is sampled. An overflow stays one.
+# A GradScaler unscales what it finds in .grad, between backward and step. For a factored gradient that may be too late.
+# A preconditioned one is a quotient, from which the scale has gone, of moments that are averages over many steps, and
+# the scale changes during these. So the layers know their scaler, and backward takes its scale out of the operator
+# before it is sampled; the scaler then only looks for overflows. Of layers that do not know it, it scales the samples.
 
 
 def use_grad_scaler(module: nn.Module, scaler: GradScaler | None) -> None:

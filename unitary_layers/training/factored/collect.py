@@ -10,6 +10,8 @@ from ...linalg import LowRank
 from ...linalg.lowrank import k_major
 from ...projunn.gradient import DenseGradient, FactoredGradient, GradientOperator, SummedGradient
 from ...projunn.sampling import recompressed
+from ..collected import FactoredGrad
+from ..content import Content
 from ..parallel.shared import check_alone
 from ..weight import UnitaryWeight
 from .once import once_differentiable
@@ -18,9 +20,9 @@ from .once import once_differentiable
 # To autograd the weight of a factored layer is a constant, and a second, empty term is added to the output:
 #     y = x W.detach()^T + tap(W)
 # The gradient of y flows through to x, and, where gradients of parameters are wanted, to the tap, which samples
-# G = delta^T conj(x) to rank k, adds that to the weight's ``Collected`` and returns no gradient. So loss.backward()
-# fills what the step needs, torch.autograd.grad(loss, x) leaves it alone, a hook on the parameter fires as usual, and
-# delta and x are freed as always: what stays is O(k n).
+# G = delta^T conj(x) to rank k, adds that to what is in the weight's ``.grad`` and returns no gradient. So
+# loss.backward() fills what the step needs, torch.autograd.grad(loss, x) leaves it alone, a hook that waits for the
+# accumulated gradient fires as usual, and delta and x are freed as always: what stays is O(k n).
 # Several uses of a weight before a step (time steps of a cell, micro-batches) are sampled one by one with the same
 # random numbers and their factors put side by side; beyond 4 k + 4 columns the sum is cut to that by its singular
 # values. Against sampling the sum of the gradients this makes an error of at most the sum of the parts' own sampling
@@ -34,6 +36,10 @@ from .once import once_differentiable
 # for it. The step is where all ranks meet. So its factors delta and x stay until then, as long as they are smaller than
 # the m x n matrix, and as that matrix from there on: many small parts, or a long sequence, never hold more than a dense
 # gradient would. The step samples the sum, in two exchanges however often the weight was used.
+
+# Note [Who wants the matrix]
+# torch.autograd.grad(loss, weight) returns a gradient and leaves ``.grad`` alone, and a hook on the weight may return
+# another gradient. For both the tap returns G itself, a matrix, as a dense layer does, and collects nothing.
 
 Parts = Sequence[tuple[slice, Tensor]]  # rows of delta, and the inputs (rows, n) that belong to them
 
@@ -64,14 +70,28 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, saved: tuple[Tensor, ...], delta: Tensor) -> tuple[None, None, None, None]:
+    def backward(ctx: Any, saved: tuple[Tensor, ...], delta: Tensor) -> tuple[Tensor | None, None, None, None]:
         gradient: GradientOperator
         if ctx.parts is None:
             gradient = operator_of(ctx.weight, delta, *saved)
         else:
             gradient = SummedGradient(tuple(operator_of(ctx.weight, delta[rows], x) for rows, x in ctx.parts()))
+        if gradient.device.type == "meta":  # which has no numbers to sample
+            return None, None, None, None
+        if ctx.weight.parameter._backward_hooks or _is_captured(ctx):  # see Note [Who wants the matrix]
+            return as_stored(gradient, ctx.weight), None, None, None
         add_gradient(ctx.weight, gradient)
         return None, None, None, None
+
+
+def _is_captured(ctx: Any) -> bool:
+    """Whether this backward is to return the gradient of the parameter and not to accumulate it."""
+    accumulates = ctx.next_functions[0][0]
+    try:
+        torch._C._will_engine_execute_node(accumulates)
+    except RuntimeError:  # the answer of torch for a leaf that torch.autograd.grad was asked for
+        return True
+    return False
 
 
 class _Join(torch.autograd.Function):
@@ -92,28 +112,36 @@ class _Join(torch.autograd.Function):
 
 def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
     """Adds a gradient, sampled where it can be, to what is collected; see Note [Sampling inside backward]."""
-    if gradient.device.type == "meta":  # which has no numbers to sample
+    if (found := weight.parameter.grad) is not None and not isinstance(found, FactoredGrad):  # a matrix stays one
+        found.add_(as_stored(gradient, weight))
         return
     check_alone(weight)
-    assert weight.collected is not None  # as in every layer that samples in backward
-    collected, rule = weight.collected, weight.rule
-    collected.can_move = rule.rate > 0
+    rule, content = weight.rule, found.content if found is not None else Content(is_complex=weight.is_complex)
     if weight.scaler is not None and weight.scaler.is_enabled():  # see Note [Unscaled in backward]
-        gradient = gradient.scale(1 / weight.scaler.get_scale())
-    if weight.group is not None:  # see Note [Kept until the step]
-        kept = gradient if collected.kept is None else SummedGradient((collected.kept, gradient))
-        collected.kept = kept if kept.numel < kept.shape.numel() else DenseGradient(kept.dense())
-        return
-    sample = rule.sample(
-        gradient, [weight.key], weight.matrix, weight.previous_factor, weight.moments, collected.probes
-    )
-    collected.probes = sample.probes
-    if collected.low_rank is None:
-        collected.low_rank = sample.low_rank
-        return
-    both = zip(collected.low_rank, sample.low_rank, strict=True)
-    total = LowRank(*(k_major(torch.cat(factors, dim=-1)) for factors in both))
-    collected.low_rank = recompressed(total, 4 * rule.rank_of(min(weight.shape)) + 4)
+        gradient, content.is_unscaled = gradient.scale(1 / weight.scaler.get_scale()), True
+    if weight.group is not None or content.kept is not None:  # see Note [Kept until the step]
+        kept = gradient if content.kept is None else SummedGradient((content.kept, gradient))
+        content.kept = kept if kept.numel < kept.shape.numel() else DenseGradient(kept.dense())
+    else:
+        previous = weight.previous_factor
+        sample = rule.sample(gradient, [weight.key], weight.matrix, previous, weight.moments, content.probes)
+        content.probes = sample.probes
+        content.low_rank = _sum(content.low_rank, sample.low_rank, rule.rank_of(min(weight.shape)))
+    if found is None:
+        weight.parameter.grad = FactoredGrad(weight.parameter, content)
+
+
+def _sum(total: LowRank | None, sample: LowRank, rank: int) -> LowRank:
+    """One sample more, with as many columns as Note [Sampling inside backward] has it."""
+    if total is None:
+        return sample
+    both = zip(total, sample, strict=True)
+    return recompressed(LowRank(*(k_major(torch.cat(factors, dim=-1)) for factors in both)), 4 * rank + 4)
+
+
+def as_stored(gradient: GradientOperator, weight: UnitaryWeight) -> Tensor:
+    """A gradient as a matrix, stored as its weight is."""
+    return weight.as_stored(gradient.dense()).to(weight.parameter.dtype)
 
 
 def operator_of(weight: UnitaryWeight, delta: Tensor, input: Tensor) -> FactoredGradient:

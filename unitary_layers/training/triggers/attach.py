@@ -45,9 +45,8 @@ def attach(
     ``maximize`` work as for any parameter, also within a closure; a step that the scaler skips is no step. A schedule
     of the optimiser's learning rate scales the rules' rates by its present value over its height: the rule's own rate
     is reached where the schedule is highest. What is taken for the height, and for which schedules it is better to
-    give ``lr_scale``, is told in Note [What a rate is relative to]. ``optimizer.zero_grad()`` reaches factored
-    gradients too, clipping does not, and a ``GradScaler`` has to be named, for they are no ``.grad`` (it also wants at
-    least one other gradient to look at).
+    give ``lr_scale``, is told in Note [What a rate is relative to]. A ``GradScaler`` is to be named where
+    there are factored gradients.
 
     ``attach(model)`` takes it by itself as soon as a backward has finished: for the plain loop of one backward per
     step. Do not use it with gradient accumulation, clipping or ``GradScaler``, nor with weights that are shared

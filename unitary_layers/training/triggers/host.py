@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..weight import clear_collected
 from .guests import Guest, Guests
 from .rates import keep_rates
 from .saved import adopt, with_momenta, without_momenta
@@ -157,17 +156,15 @@ class Host:
             self.hiding = None
 
     def zero_grad(self, of_torch: Callable[[], None]) -> None:
-        """That of the host for factored gradients too; and within its step for weights that it does not see.
+        """That of the host, and within its step also for weights that it does not see.
 
         What a closure has left there is for the step that is to come, though the host is done with it, if it does not
         call the closure once more.
         """
         of_torch()
-        if not self.in_step:
-            clear_collected(self.guests.weights())
-        elif self.has_closed:
+        if self.has_closed and self.in_step:
             self.to_zero = True
-        else:
+        elif self.in_step:
             self.drop_gradients()
 
     def drop_gradients(self) -> None:

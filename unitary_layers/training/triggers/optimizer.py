@@ -18,7 +18,7 @@ from ...projunn.rule import UpdateRule
 from ..batch import Step, step_of
 from ..owners import Lookup
 from ..step import step_from_gradients
-from ..weight import UnitaryWeight, clear_collected
+from ..weight import UnitaryWeight
 from .given import check_parameters
 from .host import without_parameters
 from .rates import keep_rates, lr_factor
@@ -152,11 +152,6 @@ class ProjUNN(Optimizer):
         self._base = BASES[self._base_name](self.param_groups, **options)
         self._base.param_groups = self.param_groups
         self._base.state = self.state
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch's, and for factored gradients too."""
-        super().zero_grad(set_to_none)
-        clear_collected(self._unitary_weights().values())
 
     def _unitary_weights(self) -> dict[Tensor, UnitaryWeight]:
         """The unitary weights among the parameters, as their modules see them now: a rule may be another one."""

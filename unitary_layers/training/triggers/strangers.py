@@ -6,20 +6,18 @@ import weakref
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..owners import Lookup, register_owner
-from ..weight import UnitaryOwner, found_record
+from ..weight import UnitaryOwner
 from .host import NAME, closure_of, host_of
 
 # Note [Strangers]
 # A training script that knows nothing of this package gives all parameters to an optimiser of torch, which would take
 # unitary weights for ordinary ones. torch tells of every step of every optimiser before it is taken. So when one is
 # about to step a unitary weight that has a gradient, and is neither attached nor ProjUNN, it is attached there and
-# then, and says so once. A loop that calls ``projunn_step`` first leaves no gradient, and is left alone. So is a sample
-# of a factored gradient that an optimiser passes by for the first time, since ``projunn_step`` may follow. An optimiser
+# then, and says so once. A loop that calls ``projunn_step`` first leaves no gradient, and is left alone. An optimiser
 # whose handle was removed stays detached, LBFGS is only reported, and a compiled step is not looked into: what these
 # do to a weight is noticed as told in Note [Off the manifold].
 
@@ -51,7 +49,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     if torch.compiler.is_compiling() or NAME in vars(optimizer) or hasattr(optimizer, "steps_unitary_weights"):
         return
     has_closure = closure_of(args, kwargs) is not None  # which is to make the gradients
-    held = [p for group in optimizer.param_groups for p in group["params"] if has_closure or _is_to_be_stepped(p)]
+    held = [p for group in optimizer.param_groups for p in group["params"] if has_closure or p.grad is not None]
     if not held or optimizer in _detached:
         return
     weights = [w for p, w in _lookups.setdefault(optimizer, Lookup()).weights(held).items() if p.requires_grad]
@@ -69,14 +67,3 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
         f"{tuple(weights[0].matrix.shape)}{more} for an ordinary parameter. {advice}",
         stacklevel=4,
     )
-
-
-def _is_to_be_stepped(parameter: Tensor) -> bool:
-    """Whether the optimiser would write it, or pass a sample of its gradient by for the second time."""
-    if parameter.grad is not None:
-        return True
-    record = found_record(parameter)
-    if record is None or record[0].low_rank is None or not record[0].can_move:
-        return False
-    was_left, record[0].is_left = record[0].is_left, True
-    return was_left

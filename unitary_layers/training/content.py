@@ -1,0 +1,75 @@
+"""What a factored gradient consists of: a sample of low rank, or the gradient itself as an operator."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..linalg import LowRank
+from ..projunn.gradient import DenseGradient, GradientOperator
+from ..projunn.moments import Probes
+
+
+class Content:
+    """What is kept of one gradient.
+
+    Attributes:
+        is_complex: whether the weight is stored as pairs (real part, imaginary part).
+        low_rank: the sum of the samples over the uses of the weight so far, or None.
+        probes: the sum of theirs, for a rule with ``precondition``.
+        kept: the gradient itself, not sampled: of a weight that shares its gradients with other ranks, or as a matrix
+            that something has written; or None. Where there is neither it nor a sample, the gradient is zero.
+        is_unscaled: whether the scale of a GradScaler has been taken out of it.
+    """
+
+    def __init__(self, *, is_complex: bool) -> None:
+        self.is_complex = is_complex
+        self.clear()
+
+    def clear(self) -> None:
+        """Makes it zero."""
+        self.low_rank: LowRank | None = None
+        self.probes: Probes | None = None
+        self.kept: GradientOperator | None = None
+        self.is_unscaled = False
+
+    def matrix(self) -> Tensor | None:
+        """What it stands for ``(..., n, n)``, real or complex; None for zero."""
+        if self.low_rank is not None:
+            return self.low_rank.matrix()
+        return None if self.kept is None else self.kept.dense()
+
+    def norm(self) -> Tensor | None:
+        """The Frobenius norm of that, without it; None where it is not known by its factors."""
+        if self.low_rank is None:
+            return None
+        left, right = (factor.mH @ factor for factor in self.low_rank)
+        return (left * right.mT).sum().real.clamp_min(0).sqrt()
+
+    def scale_(self, factor: Tensor | float) -> None:
+        """Multiplies it by a real number."""
+        if self.probes is not None:
+            self.probes = Probes(*(probe * factor for probe in self.probes))
+        elif self.low_rank is not None:
+            self.low_rank = LowRank(self.low_rank.left * factor, self.low_rank.right)
+        elif self.kept is not None:
+            self.kept = DenseGradient(self.kept.dense() * factor)
+
+    def is_finite(self) -> bool:
+        """Whether it has neither a NaN nor an infinity."""
+        if self.low_rank is None:
+            return self.kept is None or self.kept.is_finite()
+        return all(DenseGradient(factor).is_finite() for factor in self.low_rank)
+
+    def moved(self, fn: Callable[[Tensor], Tensor]) -> "Content":
+        """Its tensors through a function of real ones, as ``nn.Module._apply`` takes; complex ones as pairs."""
+
+        def of(t: Tensor) -> Tensor:
+            return torch.view_as_complex(fn(torch.view_as_real(t))) if t.is_complex() else fn(t)
+
+        result = Content(is_complex=self.is_complex)
+        result.low_rank = None if self.low_rank is None else LowRank(*map(of, self.low_rank))
+        result.probes = None if self.probes is None else Probes(*map(of, self.probes))
+        result.kept = None if self.kept is None else DenseGradient(of(self.kept.dense()))
+        result.is_unscaled = self.is_unscaled
+        return result
