@@ -98,23 +98,26 @@ def by_hand(net: nn.Module, optimizer: torch.optim.Optimizer, *, first: bool = T
     optimizer.zero_grad()
 
 
-def test_a_factored_sample_is_taken_when_it_is_passed_by_for_the_second_time():
-    net = model("factored")
-    (message,) = messages(net, adamw(net.parameters()))
-    assert re.match(MESSAGE, message)
-    assert [int(layer.weight_count) for layer in (net[0], net[3])] == [3, 3]
-    net = model("factored")
-    assert messages(net, adamw(net.parameters()), partial(by_hand, first=False)) == []
-    assert int(net[0].weight_count) == 4
+@pytest.mark.parametrize("gradient", ["dense", "factored"])
+def test_an_optimiser_that_steps_before_projunn_step_is_attached_too(gradient):
+    for loop in (plain, partial(by_hand, first=False)):
+        net = model(gradient)
+        (message,) = messages(net, adamw(net.parameters()), loop)
+        assert re.match(MESSAGE, message)
+        assert [int(layer.weight_count) for layer in (net[0], net[3])] == [4, 4]
+    net = model(gradient)
+    assert messages(net, adamw(net.parameters()), by_hand) == []
 
 
 @pytest.mark.parametrize("gradient", ["dense", "factored"])
 def test_weights_that_cannot_move_have_nothing_to_miss(gradient):
-    frozen, still = model(gradient), model("factored", lr=0.0)
+    frozen, still = model(gradient), model(gradient, lr=0.0)
     for layer in (frozen[0], frozen[3]):
         layer.weight.requires_grad_(False)
     for net in (frozen, still):
+        before = net[0].weight.detach().clone()
         assert messages(net, adamw(net.parameters())) == []
+        assert torch.equal(net[0].weight, before)
 
 
 @pytest.mark.parametrize("gradient", ["dense", "factored"])

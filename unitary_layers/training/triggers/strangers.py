@@ -61,6 +61,8 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     else:
         host_of(optimizer).guests.held = []  # whose hook comes next, and looks
         advice = "It is attached now, so these move by their own rules. To say so, call attach(model, optimizer) before"
+    if all(weight.rule.rate == 0 for weight in weights):  # which are held still, and stay so
+        return
     more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
     warnings.warn(
         f"{type(optimizer).__name__} was not attached, and was about to take the unitary weight {weights[0].name!r} "
