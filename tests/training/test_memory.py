@@ -40,8 +40,8 @@ def slow_twin(w: Tensor, xs: list[Tensor], rank: int, length: float, mu: float) 
         slope = float((gradient.conj() * course).sum().real)
         count, mean, square = count + 1, 0.95 * mean + 0.05 * slope, 0.95 * square + 0.05 * slope**2
         trend = mean / math.sqrt(square * (1 - 0.95**count)) if square else 0.0
-        log_factor = min(0.0, log_factor - 0.04 * trend * abs(trend))
-        m = m + gradient
+        log_factor = min(0.0, log_factor - 0.04 * (trend * abs(trend) - 0.3))
+        m = (1 - rank / (8 * len(w))) * m + gradient
         s = (w.mH @ m - m.mH @ w) / 2
         u, sigma, vh = torch.linalg.svd(w @ s)
         sample = (u[:, :rank] * sigma[:rank]) @ vh[:rank]

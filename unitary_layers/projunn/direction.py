@@ -40,7 +40,13 @@ from .rotation import plane_of
 #     S = [[X, Y], [-Y^H, 0]]    and    W S = (M - W M^H W) / 2 = [X, Y],
 # so that the same M_t is sampled of all shapes. Its own skew(W^H M_t) has only half of Y. So of a sample A V^H of M_t
 # it is skew(W^H A B^H) that stands for S, with B = (2 - W^H W) V, which doubles what is outside, and A B^H is what the
-# step uses of the momentum. A tall W turns as the adjoint of a wide one.
+# step X was never sampled]
+# What no sample takes out of M would stay for ever. Where gradients become small in the course of a training, or the
+# landscape changes, the first ones then still decide where to go. So M decays as a whole as well, by a factor of
+# 1 - k / (8 n) a step. A direction gets its turn about every n / k steps, and so waits through some eight turns before
+# it is forgotten. Without and with it, a cosine, no slope test, one seed: loss on the adding problem of 30 0.0054,
+# 0.0019; JapaneseVowels 0.0056, 0.0041 (k = n / 4, both). A factor of 0.97 at any rank is less good: MLP (k = n / 16)
+# 0.391, with 1 - k / (8 n) 0.380.
 
 # Note [Planes that are noise]
 # The sample's left and right factors span nearly the same plane once it is tangent, so that z = skew(s) has singular
@@ -49,6 +55,7 @@ from .rotation import plane_of
 # matrix come in pairs; a pair counts as one, or the part that is kept would not be skew.
 
 NOISE = 4
+TURNS = 8
 
 # Note [One angle for ever]
 # Steps of a fixed length multiply by the same cosine and sine again and again, and their rounding does not average out.
@@ -177,3 +184,13 @@ def automatic_rank(n: int, share: int = 16) -> int:
     # 1.26, 32 1.38, 64 1.84. Loss of the MLP of Note [The spectral direction] (n = 256, 400 steps): k = 1 0.554,
     # 4 0.483, 8 0.456, 16 0.439, 32 0.425; of 16 layers of n = 64 on digits: k = 1 0.698, 4 0.303, 8 0.252, 16 0.223.
     return min(n, max(8, min(32, math.ceil(n / share))))
+
+
+def lasting(rank: int, n: int) -> float:
+    """How much of the momentum is left of a step before the next gradient is added; see Note [What was never sampled].
+
+    Args:
+        rank: of a sample, at most n.
+        n: of an n x n weight.
+    """
+    return 1 - rank / (TURNS * n)

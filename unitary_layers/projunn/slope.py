@@ -15,15 +15,20 @@ from torch import Tensor
 # gradient G, along the course C with which the last step arrived: s = Re <G, C> is the slope of the loss there. On
 # average it is negative where the step might have gone on, and positive where it went too far. Of s and its square two
 # running averages are kept; t = mean / sqrt(mean of squares) is between -1 and 1 and knows no scale; and the length is
-# multiplied by f, with log f <- log f - RATE t |t|. All rates constant, loss without the test and with it: MLP on
-# Fashion-MNIST 0.458, 0.423; 16 layers on digits 0.889, 0.187; digits pixel by pixel 0.343, 0.179 (frozen 0.272).
-# (These are a prototype's, with a momentum of 0.95 and no SHORTEST.)
+# multiplied by f, with log f <- log f - RATE (t |t| - TOLERATED). All rates constant, loss without the test and with
+# it: MLP on Fashion-MNIST 0.458, 0.423; 16 layers on digits 0.889, 0.187; digits pixel by pixel 0.343, 0.179 (frozen
+# 0.272). (These are a prototype's, with a momentum of 0.95, no SHORTEST and TOLERATED = 0.)
+# s is a sum over all planes, and a few of them are steep. As all turn by one angle these go back and forth long before
+# the others arrive: on the adding problem s said "too far" (t up to 0.7) while most planes still went down. So the test
+# tolerates t |t| up to TOLERATED. With 0, 0.2, 0.3 and 0.4, one seed: adding problem, a cosine, 0.0133, 0.0035, 0.0017,
+# 0.0021; MLP at a constant rate 0.357, 0.370, 0.380, 0.406.
 # f stays at 1 or below: a schedule that comes down makes all slopes negative, and is not to be undone; and on a
 # plateau, where they are as well, steps ten times as long end in a jump (copying memory). After the end of a training f
-# is low, and a new task on the same optimiser finds it so: from SHORTEST it is back after some 75 steps.
+# is low, and a new task on the same optimiser finds it so: from SHORTEST it is back after some 60 steps.
 
 RATE = 0.04
 MEMORY = 0.95
+TOLERATED = 0.3  # a trend of 0.55
 SHORTEST, LONGEST = 0.05, 1.0
 STATE = 4  # numbers a matrix: steps, mean slope, root mean square of the slope, log f
 
@@ -39,7 +44,7 @@ def after_slope(state: Tensor, slope: Tensor) -> Tensor:
     root = (MEMORY * root.square() + (1 - MEMORY) * slope.square()).sqrt()
     seen = 1 - MEMORY**count
     trend = (mean / seen) / torch.where(root == 0, 1, root / seen.sqrt())
-    log_factor = (log_factor - RATE * trend * trend.abs()).clamp(math.log(SHORTEST), math.log(LONGEST))
+    log_factor = (log_factor - RATE * (trend * trend.abs() - TOLERATED)).clamp(math.log(SHORTEST), math.log(LONGEST))
     return torch.where(trend.isfinite().unsqueeze(-1), torch.stack([count, mean, root, log_factor], dim=-1), state)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import LowRank
+from ..projunn.direction import lasting
 from ..projunn.gradient import DenseGradient, GradientOperator
 from ..projunn.moments import Moments, Probes
 from ..projunn.rule import UpdateRule
@@ -131,9 +132,12 @@ class Batch:
         if self.memory is None:
             return gradient
         assert isinstance(gradient, GradientOperator)  # a sampled one has no momentum
+        n = min(self.matrices[0].shape[-2:])
+        kept = lasting(self.rule.rank_of(n), n)
         if isinstance(gradient, ReducedGradient):
-            return ReducedGradient(DenseGradient(self.memory.momentum + gradient.inner.dense()), gradient.group)
-        return DenseGradient(self.memory.momentum + gradient.dense())
+            inner = torch.add(gradient.inner.dense(), self.memory.momentum, alpha=kept)
+            return ReducedGradient(DenseGradient(inner), gradient.group)
+        return DenseGradient(torch.add(gradient.dense(), self.memory.momentum, alpha=kept))
 
     @property
     def previous_factors(self) -> list[Tensor]:
