@@ -14,6 +14,7 @@ from ..linalg import LowRank
 from ..projunn.gradient import DenseGradient, GradientOperator
 from ..projunn.moments import Moments, Probes
 from ..projunn.rule import Fit, UpdateRule
+from ..projunn.sampling import LowRankGradient
 from .memory import Memory
 
 
@@ -39,6 +40,11 @@ class Collected:
         self.probes: Probes | None = None
         self.kept: GradientOperator | None = None
         self.unused = 0
+
+    @property
+    def gradient(self) -> GradientOperator | None:
+        """What has been collected, if anything has."""
+        return self.kept if self.low_rank is None else LowRankGradient.of(self.low_rank)
 
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Applies a function of real tensors to each, as ``nn.Module._apply`` does; to complex ones as pairs."""
@@ -162,12 +168,12 @@ class UnitaryWeight:
         return None if self.previous is None else as_complex(self.previous, self.is_complex)
 
     @property
-    def gradient(self) -> GradientOperator | LowRank | None:
+    def gradient(self) -> GradientOperator | None:
         """The gradient of :attr:`matrix`, already sampled if it is factored; None where there is none, or if frozen."""
         if not self.parameter.requires_grad:
             return None
         gradient = self.parameter.grad
-        if self.collected is not None and (found := self.collected.low_rank or self.collected.kept) is not None:
+        if self.collected is not None and (found := self.collected.gradient) is not None:
             if gradient is not None:
                 raise ValueError(
                     f"expected one gradient of the unitary weight {self.name!r}, got a factored one and .grad, to "

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from ...linalg import LowRank
-from ...linalg.lowrank import k_major
 from ...projunn.gradient import DenseGradient, FactoredGradient, GradientOperator, SummedGradient
-from ...projunn.sampling import recompressed
+from ...projunn.sampling import recompressed, side_by_side
+from ..memory import thin_sample
 from ..parallel.shared import check_alone
-from ..weight import UnitaryWeight
+from ..weight import Collected, UnitaryWeight
 from .once import once_differentiable
 
 # Note [Sampling inside backward]
@@ -105,16 +105,22 @@ def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
         kept = gradient if collected.kept is None else SummedGradient((collected.kept, gradient))
         collected.kept = kept if kept.numel < kept.shape.numel() else DenseGradient(kept.dense())
         return
-    sample = rule.sample(
-        gradient, [weight.key], weight.matrix, weight.previous_factor, weight.moments, collected.probes
-    )
-    collected.probes = sample.probes
+    low_rank = _sampled(weight, gradient, collected)
     if collected.low_rank is None:
-        collected.low_rank = sample.low_rank
+        collected.low_rank = low_rank
         return
-    both = zip(collected.low_rank, sample.low_rank, strict=True)
-    total = LowRank(*(k_major(torch.cat(factors, dim=-1)) for factors in both))
+    total = side_by_side([collected.low_rank, low_rank])
     collected.low_rank = recompressed(total, 4 * rule.rank_of(min(weight.shape)) + 4)
+
+
+def _sampled(weight: UnitaryWeight, gradient: GradientOperator, collected: Collected) -> LowRank:
+    """What backward keeps of a gradient; of the spectral direction see Note [A thin momentum]."""
+    if weight.rule.is_spectral:
+        return thin_sample(gradient, weight.rule, [weight.key]).low_rank
+    before = weight.previous_factor, weight.moments, collected.probes
+    sample = weight.rule.sample(gradient, [weight.key], weight.matrix, *before)
+    collected.probes = sample.probes
+    return sample.low_rank
 
 
 def operator_of(weight: UnitaryWeight, delta: Tensor, input: Tensor) -> FactoredGradient:

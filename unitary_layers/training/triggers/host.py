@@ -11,7 +11,6 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...linalg import LowRank
 from ...projunn.gradient import GradientOperator
 from ..batch import Step, step_of
 from ..factored.amp import has_overflowed, tell_owners
@@ -161,7 +160,7 @@ class Host:
         scale: Tensor | None = getattr(optimizer, "grad_scale", None)
         factors = self.rates.factors(optimizer, {weight.parameter for weight in weights})
 
-        def to_take(weight: UnitaryWeight, gradient: GradientOperator | LowRank) -> Step:
+        def to_take(weight: UnitaryWeight, gradient: GradientOperator) -> Step:
             factor, uphill = factors[weight.parameter]
             # A fused optimiser was to unscale the gradients itself.
             by = (-1.0 if uphill else 1.0) / (1.0 if scale is None or weight.is_factored else float(scale))
