@@ -8,7 +8,16 @@ import torch
 from entries import POWER, N, assert_trains, every_entry, matrices, same_tensors, snapshot, step, trained
 from torch import Tensor, nn
 
-from unitary_layers import OrthogonalConv2d, UnitaryLinear, UnitaryRNN, UnitaryRNNCell, haar_unitary, nearest_unitary
+from unitary_layers import (
+    OrthogonalConv2d,
+    UnitaryLinear,
+    UnitaryRNN,
+    UnitaryRNNCell,
+    UpdateRule,
+    haar_unitary,
+    nearest_unitary,
+)
+from unitary_layers.layers.base.loading import STATE_VERSION
 from unitary_layers.layers.base.module import UnitaryModule
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training import unitary_weights
@@ -52,19 +61,20 @@ def test_a_state_dict_tells_its_version_and_a_newer_one_is_refused(entry):
     state = saved(source.state_dict())
     names = [name for name, m in source.named_modules() if isinstance(m, UnitaryModule)]
     assert names
-    assert all(state._metadata[name]["version"] == 1 for name in names)
+    assert all(state._metadata[name]["version"] == STATE_VERSION for name in names)
     target.load_state_dict(state)
     step(target, entry.input())
     for name in names:
-        state._metadata[name]["version"] = 2
+        state._metadata[name]["version"] = STATE_VERSION + 1
         module = target.get_submodule(name)
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         before = [t.clone() for t in own]
-        with pytest.raises(RuntimeError, match="dict of version 1 or older, got version 2, which a later") as refusal:
+        message = f"dict of version {STATE_VERSION} or older, got version {STATE_VERSION + 1}, which a later"
+        with pytest.raises(RuntimeError, match=message) as refusal:
             target.load_state_dict(state)
         assert f"{name}.{type(module).__name__}".lstrip(".") in str(refusal.value)
         assert all(torch.equal(t, kept) for t, kept in zip(own, before, strict=True))
-        state._metadata[name]["version"] = 1
+        state._metadata[name]["version"] = STATE_VERSION
 
 
 @every_entry
@@ -175,3 +185,32 @@ def test_complex_numbers_are_refused_for_real_weights():
     conv = OrthogonalConv2d(2, 2, input_size=4)
     state = conv.state_dict() | {"weight_pairs": torch.view_as_complex(conv.weight_pairs.detach())}
     assert not any(conv.load_state_dict(state))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda **o: UnitaryLinear(3, 7, **o),
+        lambda **o: UnitaryLinear(7, 3, **o),
+        lambda **o: OrthogonalConv2d(3, 5, 3, **o),
+        lambda **o: OrthogonalConv2d(2, 3, input_size=(3, 4), **o),
+    ],
+)
+def test_squares_of_the_first_format_are_cut_to_what_is_used(build):
+    source = build(update=UpdateRule(momentum=0.9))
+    for weight in unitary_weights(source):
+        for state in weight.memory or ():
+            state.normal_()
+    old = saved(source.state_dict())
+    for weight in unitary_weights(source):
+        n = max(weight.shape)
+        if weight.shape[0] == weight.shape[1]:
+            continue
+        for name in (weight.name, f"{weight.name}_momentum"):
+            matrix = weight.as_matrix(old[name])
+            square = torch.full((*matrix.shape[:-2], n, n), 7.0, dtype=matrix.dtype)
+            square[..., : weight.shape[0], : weight.shape[1]] = matrix
+            old[name] = torch.view_as_real(square) if weight.is_complex else square
+    target = build(update=UpdateRule(momentum=0.9))
+    target.load_state_dict(old)
+    assert same_tensors(snapshot(target), snapshot(source))

@@ -21,11 +21,12 @@ from ..linalg.unitary import double
 # X lies in the span of W^H P and of N, an orthonormal basis of what b has outside the rows of W, b = W^H W b + N nu:
 #     X = [W^H P, N] x,    x = [I + (P^H W b) (a^H P);  nu (a^H P)]
 # whose polar factor is that of the small x, r + k by r, in double precision. A square W has no N, and this is Note [A
-# rotation in a plane] seen from the other side. Where b has nothing outside, N is noise that need not be orthogonal to
-# the rows of W; nu is as small as that noise. Only where x is singular, and its polar factor free to choose, must it
-# choose among the rows of W: there the missing columns are completed by vectors of the first r rows of x.
+# rotation in a plane] seen from the other side. Where there is less outside than b has columns, some of an orthonormal
+# basis of it are noise: what is left of them outside is short, and they count as zero. And where x is singular, so that
+# its polar factor is free to choose, it must not choose those: what is free is completed in the first r rows of x.
 
 NOISE = 8
+SHORT = 0.1
 
 
 def nearest_isometry(weight: Tensor, update: LowRank) -> LowRank:
@@ -44,8 +45,8 @@ def nearest_isometry(weight: Tensor, update: LowRank) -> LowRank:
     a, b = update
     c = times_thin(weight, b)
     p = orthonormal_basis(torch.cat([a.mT, c.mT], dim=-2).mT)
-    outside = _outside(weight, _outside(weight, b))  # twice, for what little there may be
-    n = orthonormal_basis(outside)
+    outside = _outside(weight, b)
+    n = _basis_outside(weight, outside)
     right = double(a.mH @ p)
     inside, beyond = double(p.mH @ c) @ right, double(n.mH @ outside) @ right
     refuse_overflow(inside)
@@ -75,6 +76,15 @@ def refuse_overflow(s: Tensor) -> None:
     """Raises ``ValueError`` where a small matrix of a batch is not finite."""
     if not is_transformed() and not math.isfinite(torch.linalg.vector_norm(s).item()):  # see Note [Under a transform]
         raise ValueError("expected an update whose products with the weight are finite, got NaN, infinity or overflow")
+
+
+def _basis_outside(weight: Tensor, outside: Tensor) -> Tensor:
+    """Orthonormal ``(..., n, k)`` outside the rows of a weight that span ``outside``, or zeros for some of them."""
+    # What is left of an orthonormal basis, and not of something that may be tiny, is outside to rounding.
+    left = _outside(weight, orthonormal_basis(outside))
+    squares, vectors = torch.linalg.eigh(double(left.mH @ left))
+    scales = torch.where(squares > SHORT**2, squares.clamp_min(SHORT**2).rsqrt(), 0)
+    return left @ (vectors * scales.unsqueeze(-2)).to(left.dtype)
 
 
 def _outside(weight: Tensor, x: Tensor) -> Tensor:

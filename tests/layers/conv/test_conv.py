@@ -129,7 +129,7 @@ def test_local_support(sides, c_in, c_out, taps, size, options, dtype):
     for _ in range(2):
         assert_orthogonal(layer, size)
         assert_orthogonal(layer, tuple(2 * n for n in size))  # and at another size
-        train(layer, size, steps=20)
+        train(layer, size, steps=19)  # an odd number: on a circle as many steps to and fro lead back to the same bits
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_local_support(sides, c_in, c_out, taps, size, options, dtype):
         (6, 2, (1, 2), {"groups": 2}, (2, 1, 3), (2, 3, 1)),
         (3, 16, 7, {"stride": 2}, (1, 16, 16), (10, 4, 2)),
         (1, 1, 3, {}, (1, 1, 1), None),
-        (4, 4, 2, {"stride": 2}, (1, 16, 16), None),
+        (4, 4, 2, {"stride": 2}, (1, 4, 16), None),
     ],
 )
 def test_matrices_of_a_local_kernel_are_no_larger_than_what_they_say(c_in, c_out, taps, options, weight, shifts):

@@ -179,14 +179,14 @@ class ProjUNN(Optimizer):
     def _with_moments(self, weight: UnitaryWeight) -> UnitaryWeight:
         """The weight with moments of this optimiser, which the step then updates."""
         state = self.state[weight.parameter]
-        names = [f"{name}_moments" for name in Moments._fields]
-        for name in names:
-            if name not in state:
-                state[name] = weight.matrix.real.new_zeros(weight.matrix.shape[:-1])
-        return replace(weight, moments=Moments(*(state[name] for name in names)))
+        *batch, m, n = weight.matrix.shape
+        for name, side in zip(Moments._fields, (m, n), strict=True):
+            if f"{name}_moments" not in state:
+                state[f"{name}_moments"] = weight.matrix.real.new_zeros(*batch, side)
+        return replace(weight, moments=Moments(*(state[f"{name}_moments"] for name in Moments._fields)))
 
     def _buffer(self, weight: UnitaryWeight, name: str, *, real: bool = False) -> Tensor:
-        """A moving average ``(..., n, n)``, zero at first; a complex one is stored as pairs, as the weight is."""
+        """A moving average ``(..., m, n)``, zero at first; a complex one is stored as pairs, as the weight is."""
         state = self.state[weight.parameter]
         if name not in state:
             like = weight.matrix.real if real else weight.parameter
