@@ -110,9 +110,9 @@ def test_a_thin_momentum_is_its_slow_twin(dtype):
         loss_of(net, x).backward()
         net.projunn_step()
         slope = net.weight_slope.double()
-        expected = w + rule.turn(w, sample, factor_of(slope)).change.matrix()
-        torch.testing.assert_close(net.matrix.detach(), expected, rtol=0, atol=1e-10)
-        m = best(m + gradient - 0.2 * sample.matrix(), KEPT * k)
+        turn = rule.turn(w, sample, factor_of(slope))
+        torch.testing.assert_close(net.matrix.detach(), w + turn.change.matrix(), rtol=0, atol=1e-10)
+        m = best(m + gradient - 0.2 * turn.used.matrix(), KEPT * k)
         stored = torch.view_as_complex(net.weight_momentum) if dtype.is_complex else net.weight_momentum
         assert stored.shape == (KEPT * k, 2 * n)
         torch.testing.assert_close(apart(stored, w.shape).matrix(), m, rtol=0, atol=1e-10)

@@ -136,7 +136,8 @@ class LowRankGradient(FactoredGradient):
 
 def side_by_side(matrices: Sequence[LowRank]) -> LowRank:
     """The sum of matrices, by their k-major factors side by side."""
-    return LowRank(*(torch.cat([factor.mT for factor in factors], dim=-2).mT for factors in zip(*matrices, strict=True)))
+    left, right = zip(*matrices, strict=True)
+    return LowRank(*(torch.cat([factor.mT for factor in factors], dim=-2).mT for factors in (left, right)))
 
 
 def recompressed(matrix: LowRank, rank: int) -> LowRank:

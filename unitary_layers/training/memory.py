@@ -76,7 +76,7 @@ class Memory(NamedTuple):
 
 
 def together(matrix: LowRank) -> Tensor:
-    """The factors ``(..., m, r)``, ``(..., n, r)`` of a matrix side by side, ``(..., r, m + n)``, as they are stored."""
+    """The factors of a matrix ``(..., m, n)`` side by side ``(..., r, m + n)``, as they are stored."""
     return torch.cat([factor.mT for factor in matrix], dim=-1)
 
 
