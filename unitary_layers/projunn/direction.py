@@ -26,8 +26,9 @@ from .rotation import plane_of
 # takes a sample B V^H of it, and msign is taken of the small matrix of 2 k x 2 k that the rotation needs anyway.
 # Momentum with error feedback: M <- M + G before the sample, M <- M - (1 - mu) W B V^H after it, so that what was
 # sampled decays as under a momentum of mu, and what was not waits for its turn. Measured on Fashion-MNIST (two hidden
-# weights, n = 256, 600 steps, mean training loss, two seeds): k = 16 0.380, 0.388; without memory 0.418, 0.429; with a start
-# from the step before in the place of a Gaussian one 0.384, 0.391, and at k = 1 0.466, 0.494 against 0.430, 0.462.
+# weights, n = 256, 600 steps, mean training loss, two seeds): k = 16 0.380, 0.388; without memory 0.418, 0.429; with a
+# start from the step before in the place of a Gaussian one 0.384, 0.391, and at k = 1 0.466, 0.494 against 0.430,
+# 0.462.
 # The part of M that is normal to the group is never sampled and stays. It is a sum of all gradients, and as W turns it
 # becomes tangent again, towards the W that would have served all batches so far, as in dual averaging (Nesterov 2009).
 # Without it learning is slower: loss after 600 and 2,000 steps 0.376 and 0.261 with it, 0.398 and 0.300 where M is
