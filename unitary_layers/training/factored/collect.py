@@ -18,9 +18,10 @@ from .once import once_differentiable
 # To autograd the weight of a factored layer is a constant, and a second, empty term is added to the output:
 #     y = x W.detach()^T + tap(W)
 # The gradient of y flows through to x, and, where gradients of parameters are wanted, to the tap, which samples
-# G = delta^T conj(x) to rank k, adds that to the weight's ``Collected`` and returns no gradient. So loss.backward()
-# fills what the step needs, torch.autograd.grad(loss, x) leaves it alone, a hook on the parameter fires as usual, and
-# delta and x are freed as always: what stays is O(k n).
+# G = delta^T conj(x) to rank k, in the spectral direction to 2 k (see Note [A thin momentum]). It adds that to the
+# weight's ``Collected`` and returns no gradient. So loss.backward() fills what the step needs,
+# torch.autograd.grad(loss, x) leaves it alone, a hook on the parameter fires as usual, and delta and x are freed as
+# always: what stays is O(k n).
 # Several uses of a weight before a step (time steps of a cell, micro-batches) are sampled one by one with the same
 # random numbers and their factors put side by side; beyond 4 k + 4 columns the sum is cut to that by its singular
 # values. Against sampling the sum of the gradients this makes an error of at most the sum of the parts' own sampling
