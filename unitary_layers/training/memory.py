@@ -29,10 +29,10 @@ from ..projunn.slope import STATE
 # to KEPT k columns by its singular values. No part of it is stored as tangent, since W turns. Mean training loss of the
 # MLP of Note [The spectral direction], seeds 0 to 2: with matrices 0.384, 0.401, 0.378; thin 0.402, 0.412, 0.392; with
 # samples of 3 k columns 0.395, 0.409, 0.388; without memory 0.428, 0.441, 0.421. With samples of 3 k and a memory of
-# 6 k columns it is 0.390, with 2 k and 8 k 0.394 (seed 0). The cut is what costs. At n = 256, k = 16 a step takes 5.5 ms
-# of the processor, 2.1 without memory and 3.8 with matrices; at n = 2048, k = 32, 512 rows a training step 1.05 times
-# that of nn.Linear with AdamW, 0.85 without memory and 1.2 with matrices. 4 k (m + n) numbers are kept, and for the
-# course 2 k (m + n).
+# 6 k columns it is 0.390, with 2 k and 8 k 0.394 (seed 0). The cut is what costs. At n = 256, k = 16 a step takes
+# 5.5 ms of the processor, 2.1 without memory and 3.8 with matrices; at n = 2048, k = 32, 512 rows a training step takes
+# 1.05 times that of nn.Linear with AdamW, 0.85 without memory and 1.2 with matrices. 4 k (m + n) numbers are kept, and
+# for the course 2 k (m + n).
 # The slope is that of the sample. A rank that shares its gradients keeps them until the step, not as a sample, and has
 # no thin momentum: the mean of cut momenta would not be the momentum of the mean.
 
