@@ -5,7 +5,7 @@ import torch
 from strategies import DTYPES, eps
 
 from unitary_layers.linalg import LowRank
-from unitary_layers.linalg.thin import PANEL, add_low_rank_, thin_times, times_thin
+from unitary_layers.linalg.thin import NARROW, PANEL, add_low_rank_, thin_times, times_thin
 
 ROWS = (5, 2 * PANEL - 1, 2 * PANEL, 2 * PANEL + 3)
 
@@ -27,7 +27,7 @@ def test_thin_products(dtype, shape, k):
     assert thin_times(u, matrix).is_contiguous()
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 8])
+@pytest.mark.parametrize("k", [1, 2, 3, NARROW + 1])
 @pytest.mark.parametrize("shape", [*((m, 7) for m in ROWS), (4, 5, 5), (2, 3, 5, 5)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_low_rank_addition_in_place(dtype, shape, k):

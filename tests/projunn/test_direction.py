@@ -12,7 +12,7 @@ from torch import Tensor
 from unitary_layers import UpdateRule, haar_unitary, unitarity_error
 from unitary_layers.linalg import LowRank
 from unitary_layers.projunn import DenseGradient
-from unitary_layers.projunn.direction import TangentGradient, automatic_rank, msign, spectral_rotation
+from unitary_layers.projunn.direction import automatic_rank, msign, spectral_rotation, turning
 
 DOUBLE = (torch.float64, torch.complex128)
 
@@ -44,15 +44,16 @@ def dense_step(w: Tensor, m: Tensor, variant: str, length: float) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DOUBLE)
 @pytest.mark.parametrize("shape", [(7, 7), (3, 6, 6), (4, 7), (3, 8, 5)])
-def test_the_tangent_part_is_its_dense_twin(shape, dtype):
+def test_what_is_sampled_is_its_dense_twin(shape, dtype):
+    """Of a square weight the generator of its turn, of a rectangle the tangent part of the gradient."""
     *batch, rows, columns = shape
     w, m = haar_unitary(rows, columns, batch=tuple(batch), dtype=dtype), torch.randn(shape, dtype=dtype)
     u, v = (torch.randn(*batch, side, 2, dtype=dtype) for side in (rows, columns))
-    twin = w @ skew(w.mH @ m) if rows <= columns else skew(m @ w.mH) @ w
-    tangent = TangentGradient(DenseGradient(m), w)
-    torch.testing.assert_close(tangent.dense(), twin)
-    torch.testing.assert_close(tangent.matmul(v), twin @ v)
-    torch.testing.assert_close(tangent.rmatmul(u), twin.mH @ u)
+    twin = skew(m @ w.mH) @ w if rows > columns else skew(w.mH @ m) if rows == columns else w @ skew(w.mH @ m)
+    sampled = turning(DenseGradient(m), w)
+    torch.testing.assert_close(sampled.dense(), twin)
+    torch.testing.assert_close(sampled.matmul(v), twin @ v)
+    torch.testing.assert_close(sampled.rmatmul(u), twin.mH @ u)
 
 
 @pytest.mark.parametrize("dtype", DOUBLE)

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from unitary_layers import ProjUNN, UnitaryLinear, UpdateRule, attach, haar_unitary, projunn_step
+from unitary_layers.projunn import DenseGradient
+from unitary_layers.projunn.slope import factor_of
 from unitary_layers.testing import assert_unitary
-from unitary_layers.training.memory import KEYS
+from unitary_layers.training.memory import KEPT, KEYS, SAMPLED, apart
 
 N = 8
 
@@ -64,6 +66,80 @@ def test_it_is_its_slow_twin(mu, dtype):
         loss_of(net, x).backward()
         net.projunn_step()
     torch.testing.assert_close(net.matrix.detach(), expected, rtol=0, atol=1e-9)
+
+
+def factored_twins(n: int, dtype: torch.dtype, **rule: object) -> tuple[UnitaryLinear, UnitaryLinear]:
+    torch.manual_seed(3)
+    options = {"bias": False, "dtype": dtype, "update": UpdateRule(lr=0.3, momentum=0.8, **rule)}
+    dense, factored = UnitaryLinear(n, n, **options), UnitaryLinear(n, n, gradient="factored", **options)
+    with torch.no_grad():
+        factored.weight.copy_(dense.weight)
+    return dense, factored
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("sampler", ["lsi", "power"])
+def test_a_thin_momentum_of_full_rank_is_the_whole_one(sampler, dtype):
+    dense, factored = factored_twins(N, dtype, rank=N // 2, sampler=sampler)
+    for x in inputs(5, dtype):
+        for net in (dense, factored):
+            for part in x.split(2):  # backward passes add up
+                loss_of(net, part).backward()
+            net.projunn_step()
+    torch.testing.assert_close(factored.weight, dense.weight, rtol=0, atol=1e-10)
+    torch.testing.assert_close(factored.weight_slope, dense.weight_slope, rtol=0, atol=1e-10)
+
+
+def best(matrix: Tensor, rank: int) -> Tensor:
+    u, sigma, vh = torch.linalg.svd(matrix)
+    return (u[:, :rank] * sigma[:rank]) @ vh[:rank]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_a_thin_momentum_is_its_slow_twin(dtype):
+    """A momentum that is a matrix, and cut to its best approximation of rank KEPT k after each step."""
+    n, k = 24, 2
+    _, net = factored_twins(n, dtype, rank=k)
+    g, m, rule = torch.Generator().manual_seed(5), torch.zeros(n, n, dtype=dtype), net.update
+    for _ in range(5):
+        x = torch.randn(SAMPLED * k, n, dtype=dtype, generator=g)  # of its gradient backward keeps all
+        weight, w = net.unitary_weight("weight"), net.matrix.detach().clone()
+        leaf = w.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((x @ leaf.mT - x.flip(-1)).abs().square().mean(), leaf)
+        sample = rule.sample(DenseGradient(m + gradient), [weight.key], w).low_rank
+        loss_of(net, x).backward()
+        net.projunn_step()
+        slope = net.weight_slope.double()
+        turn = rule.turn(w, sample, factor_of(slope))
+        torch.testing.assert_close(net.matrix.detach(), w + turn.change.matrix(), rtol=0, atol=1e-10)
+        m = best(m + gradient - 0.2 * turn.used.matrix(), KEPT * k)
+        stored = torch.view_as_complex(net.weight_momentum) if dtype.is_complex else net.weight_momentum
+        assert stored.shape == (KEPT * k, 2 * n)
+        torch.testing.assert_close(apart(stored, w.shape).matrix(), m, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_a_gradient_of_the_other_kind_is_added_all_the_same(dtype):
+    """A factored weight may get a .grad, and one with a momentum that is a matrix a factored gradient."""
+    x = inputs(1, dtype)[0]
+    dense, factored = factored_twins(N, dtype, rank=N // 2)
+    for net in (dense, factored):
+        loss_of(net, x).backward()
+        net.projunn_step()
+    loss_of(dense, x).backward()
+    stored = dense.weight.grad.clone()
+    dense.projunn_step()
+    factored.weight.grad = stored
+    factored.projunn_step()
+    torch.testing.assert_close(factored.weight, dense.weight, rtol=0, atol=1e-10)
+    twin = copy.deepcopy(dense)
+    factored.weight = dense.weight  # tied: only the factored layer is used
+    for net in (factored, twin):
+        loss_of(net, x).backward()
+    for net in (dense, twin):
+        net.projunn_step()
+    torch.testing.assert_close(twin.weight, dense.weight, rtol=0, atol=1e-10)
+    torch.testing.assert_close(twin.weight_momentum, dense.weight_momentum, rtol=0, atol=1e-10)
 
 
 def test_every_trigger_with_a_memory_takes_the_same_steps():

@@ -11,13 +11,16 @@ from .lowrank import LowRank
 # copies. So the rows go in panels, as a batch, which is shared among threads; and up to TERMS columns are added one by
 # one, elementwise. Milliseconds at n = 2048 in float32 on two cores, where a copy takes 0.8: u^T W 0.7 to 0.3 (one
 # column), 1.35 to 0.57 (two), 3.3 to 2.2 (32); W v 0.57 to 0.26 (one), and no less from two on; W + a b^T 1.5 to 0.33
-# (two columns), 4.4 to 4.1 (eight; n = 4096). A sum over 100,352 rows becomes two to three times as fast. Below two
-# panels, and for a batch, which is shared among threads as it is, there is nothing to gain.
+# (two columns), 4.4 to 4.1 (eight; n = 4096). To add more than NARROW columns, panels of half as many rows are faster:
+# 64 columns, one core, 6.5 to 4.1 (n = 2048), 26 to 17 (n = 4096); but 16 columns 1.8 to 2.4. A sum over 100,352 rows
+# becomes two to three times as fast. Below two panels, and for a batch, which is shared among threads as it is, there
+# is nothing to gain.
 
 # The adjoint of a row-major matrix, in whose frame a tall weight turns, is streamed as what it is the adjoint of.
 
 PANEL = 256
 TERMS = 2
+NARROW = 32
 
 
 def times_thin(matrix: Tensor, thin: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ def add_low_rank_(matrix: Tensor, change: LowRank) -> None:
         for i in range(change.rank):
             matrix.addcmul_(left[:, i : i + 1], right[i : i + 1])
     elif whole == len(matrix):
-        panels, factors = (x.unflatten(0, (-1, PANEL)) for x in (matrix, left))
+        panels, factors = (x.unflatten(0, (-1, PANEL if change.rank <= NARROW else PANEL // 2)) for x in (matrix, left))
         panels.baddbmm_(factors, right.expand(len(panels), -1, -1))
     else:
         matrix.addmm_(left, right)

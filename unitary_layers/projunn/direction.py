@@ -22,12 +22,13 @@ from .rotation import plane_of
 # On the unitary group the steepest descent in the spectral norm is W <- W exp(-theta msign(S)), where S = skew(W^H M)
 # is the tangent part of the momentum M and msign its polar factor: the singular values of S become 1, and all planes
 # turn by the same angle theta. The step has a length and no scale: neither the loss nor a GradScaler enters it. Here S
-# is never formed. M_t = W S = (M - W M^H W) / 2 is an operator that costs two thin products more, any sampler takes a
-# sample A V^H of it, and msign is taken of the small matrix of 2 k x 2 k that the rotation needs anyway.
-# Momentum with error feedback: M <- M + G before the sample, M <- M - (1 - mu) A V^H after it, so that what was sampled
-# decays as under a momentum of mu, and what was not waits for its turn. Measured on Fashion-MNIST (two hidden weights
-# n = 256, 600 steps, mean training loss, two seeds): k = 16 0.380, 0.388; without memory 0.418, 0.429; with a start
-# from the step before in the place of a Gaussian one 0.384, 0.391, and at k = 1 0.466, 0.494 against 0.430, 0.462.
+# is never formed. S v = (W^H M v - M^H W v) / 2 is an operator that costs two thin products more than M, any sampler
+# takes a sample B V^H of it, and msign is taken of the small matrix of 2 k x 2 k that the rotation needs anyway.
+# Momentum with error feedback: M <- M + G before the sample, M <- M - (1 - mu) W B V^H after it, so that what was
+# sampled decays as under a momentum of mu, and what was not waits for its turn. Measured on Fashion-MNIST (two hidden
+# weights, n = 256, 600 steps, mean training loss, two seeds): k = 16 0.380, 0.388; without memory 0.418, 0.429; with a
+# start from the step before in the place of a Gaussian one 0.384, 0.391, and at k = 1 0.466, 0.494 against 0.430,
+# 0.462.
 # The part of M that is normal to the group is never sampled and stays. It is a sum of all gradients, and as W turns it
 # becomes tangent again, towards the W that would have served all batches so far, as in dual averaging (Nesterov 2009).
 # Without it learning is slower: loss after 600 and 2,000 steps 0.376 and 0.261 with it, 0.398 and 0.300 where M is
@@ -38,9 +39,12 @@ from .rotation import plane_of
 # Note [The tangent part of a rectangle]
 # A wide W turns from the right, by S = skew(W^H M). In the frame of the rows of W and of what is outside them
 #     S = [[X, Y], [-Y^H, 0]]    and    W S = (M - W M^H W) / 2 = [X, Y],
-# so that the same M_t is sampled of all shapes. Its own skew(W^H M_t) has only half of Y. So of a sample A V^H of M_t
+# and it is M_t = W S, of m rows, that is sampled. Its own skew(W^H M_t) has only half of Y. So of a sample A V^H of M_t
 # it is skew(W^H A B^H) that stands for S, with B = (2 - W^H W) V, which doubles what is outside, and A B^H is what the
-# step X was never sampled]
+# step uses of the momentum. A tall W turns as the adjoint of a wide one. A square W could be sampled so too, but then
+# the rotation had to multiply A by W^H, which S has done already.
+
+# Note [What was never sampled]
 # What no sample takes out of M would stay for ever. Where gradients become small in the course of a training, or the
 # landscape changes, the first ones then still decide where to go. So M decays as a whole as well, by a factor of
 # 1 - k / (8 n) a step. A direction gets its turn about every n / k steps, and so waits through some eight turns before
@@ -64,10 +68,37 @@ TURNS = 8
 
 
 @dataclass(frozen=True)
-class TangentGradient(WrappedGradient):
-    """The part of a gradient tangent to the unitary group at W: ``M_t = (M - W M^H W) / 2``.
+class SkewGradient(WrappedGradient):
+    """The direction in which a gradient turns a square unitary W: ``S = (W^H M - M^H W) / 2``, skew-Hermitian.
 
-    Of a rectangular W see Note [The tangent part of a rectangle].
+    Attributes:
+        inner: M ``(..., n, n)``.
+        weight: W ``(..., n, n)``, unitary.
+    """
+
+    inner: GradientOperator
+    weight: Tensor
+
+    def matmul(self, v: Tensor) -> Tensor:
+        turned = self.inner.rmatmul(k_major(times_thin(self.weight, v)))
+        return (thin_times(k_major(self.inner.matmul(v)), self.weight).mH - turned) / 2
+
+    def rmatmul(self, u: Tensor) -> Tensor:
+        return -self.matmul(u)
+
+    def dense(self) -> Tensor:
+        matrix = self.weight.mH @ self.inner.dense()
+        return (matrix - matrix.mH) / 2
+
+    def is_finite(self) -> bool:
+        return self.inner.is_finite()
+
+
+@dataclass(frozen=True)
+class TangentGradient(WrappedGradient):
+    """The part of a gradient tangent to the matrices of the shape of W: ``M_t = (M - W M^H W) / 2``.
+
+    See Note [The tangent part of a rectangle].
 
     Attributes:
         inner: M ``(..., m, n)``.
@@ -91,6 +122,12 @@ class TangentGradient(WrappedGradient):
 
     def is_finite(self) -> bool:
         return self.inner.is_finite()
+
+
+def turning(gradient: GradientOperator, weight: Tensor) -> GradientOperator:
+    """What is sampled of a gradient ``(..., m, n)``: the :class:`SkewGradient`, of a rectangle the tangent one."""
+    m, n = weight.shape[-2:]
+    return SkewGradient(gradient, weight) if m == n else TangentGradient(gradient, weight)
 
 
 class Turn(NamedTuple):
@@ -118,8 +155,8 @@ def spectral_rotation(weight: Tensor, sample: LowRank, variant: str, length: Ten
 
     Args:
         weight: unitary ``(..., m, n)``, with orthonormal rows or columns.
-        sample: k-major factors ``(..., m, k)``, ``(..., n, k)`` of a sample of the :class:`TangentGradient`; their
-            scale does not matter.
+        sample: k-major factors ``(..., m, k)``, ``(..., n, k)`` of a sample of what :func:`turning` says; their scale
+            does not matter.
         variant: "T" turns by ``theta = length / sqrt(r)``, r the number of directions that turn; "D", the nearest
             unitary matrix to ``W (I - theta J)``, by ``atan(theta)``.
         length: Frobenius length of the step, in radians; a number, or one a matrix ``(...)``.
@@ -137,14 +174,17 @@ def spectral_rotation(weight: Tensor, sample: LowRank, variant: str, length: Ten
         return spectral_rotation(weight.mH, sample.mH, variant, length).mH
     if m < n:  # see Note [The tangent part of a rectangle]
         inside = thin_times(times_thin(weight, sample.right), weight).mH
-        sample = LowRank(sample.left, k_major(2 * sample.right - inside))
-    q, s = plane_of(weight, sample)
+        used = LowRank(sample.left, k_major(2 * sample.right - inside))
+        sample = LowRank(thin_times(used.left, weight).mH, used.right)
+    q, r, s = plane_of(sample)
     j, projector, rank = msign((s - s.mH) / 2, NOISE * s.size(-1) * torch.finfo(weight.dtype).eps)
     theta = (length / rank.clamp_min(1).sqrt()).clamp_max(torch.finfo(rank.dtype).max)  # an infinite one has no sine
     theta = (theta.atan() if variant == "D" else theta)[..., None, None]
     turned = times_thin(weight, q)
     change = turned @ _exponential_less_unit(j, projector, theta).to(weight.dtype)
-    return Turn(LowRank(change, q), LowRank((turned + change) @ -j.to(weight.dtype), q), sample)
+    if m == n:
+        used = LowRank(k_major(turned @ r.to(weight.dtype)), sample.right)
+    return Turn(LowRank(change, q), LowRank((turned + change) @ -j.to(weight.dtype), q), used)
 
 
 def _exponential_less_unit(j: Tensor, projector: Tensor, theta: Tensor) -> Tensor:

@@ -133,35 +133,34 @@ def rotation(weight: Tensor, update: LowRank, variant: str) -> LowRank:
         return rotation(weight.mH, update.mH, variant).mH
     if m < n and variant == "D":
         return nearest_isometry(weight, update)
-    q, s = plane_of(weight, update)
+    q, _, s = plane_of(LowRank(thin_times(update.left, weight).mH, update.right))
     if variant == "T" and _may_be_long(s):
         s = _shortened(s)
     p = VARIANTS[variant](s)
     return LowRank(times_thin(weight, q) @ _plus_identity(p, -1.0).to(weight.dtype), q)
 
 
-def plane_of(weight: Tensor, update: LowRank) -> tuple[Tensor, Tensor]:
-    """The plane of an update and its matrix there; see Note [A rotation in a plane].
+def plane_of(update: LowRank) -> tuple[Tensor, Tensor, Tensor]:
+    """The plane of an update in the frame of the weight, and its matrix there; see Note [A rotation in a plane].
 
     Args:
-        weight: unitary ``(..., m, n)``, m <= n.
-        update: factors ``(..., m, k)``, ``(..., n, k)``.
+        update: factors c and b ``(..., n, k)`` of ``W^H (a b^H)``.
 
     Returns:
-        Q ``(..., n, r)`` with orthonormal columns, k-major, and s ``(..., r, r)`` in double precision, r = min(n, 2 k).
+        Q ``(..., n, r)`` with orthonormal columns, k-major; and in double precision ``Q^H c`` ``(..., r, k)`` and s
+        ``(..., r, r)``, r = min(n, 2 k).
 
     Raises:
         ValueError: for an update with a NaN or an infinity, or so large that its products overflow.
     """
-    a, b = update
-    c = thin_times(a, weight).mH
+    c, b = update
     frame = torch.cat([b.mT, c.mT], dim=-2).mT
     q = orthonormal_basis(frame)
     r = double(q.mH @ frame)
-    k = update.rank
-    s = r[..., k:] @ r[..., :k].mH
+    b_seen, c_seen = r.tensor_split(2, dim=-1)
+    s = c_seen @ b_seen.mH
     refuse_overflow(s)
-    return q, s
+    return q, c_seen, s
 
 
 def projunn_d(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import LowRank
-from .direction import TangentGradient, Turn, automatic_rank, spectral_rotation
+from .direction import Turn, automatic_rank, spectral_rotation, turning
 from .gradient import GradientOperator
 from .moments import Moments, PreconditionedGradient, Probes, limited
 from .noise import Streams, seed_of
@@ -215,7 +215,7 @@ class UpdateRule:
         if self.is_spectral:
             if weight is None:
                 raise ValueError('expected the weight for a rule with direction="spectral", got None')
-            return Sample(sampler(TangentGradient(gradient, weight), rank, streams, previous), None)
+            return Sample(sampler(turning(gradient, weight), rank, streams, previous), None)
         if not self.precondition:
             return Sample(sampler(gradient, rank, streams, previous), None)
         if moments is None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..linalg import LowRank
-from ..projunn.direction import lasting
 from ..projunn.gradient import DenseGradient, GradientOperator
 from ..projunn.moments import Moments, Probes
 from ..projunn.rule import UpdateRule
+from ..projunn.sampling import LowRankGradient
 from .memory import Memory, remembered
 from .reduced import ReducedGradient
 from .weight import UnitaryWeight, as_complex
@@ -34,14 +34,14 @@ class Step:
 
     Attributes:
         weight: the weight, and where its state is kept.
-        direction: what it is to go against; if of low rank, it has been sampled already.
+        direction: what it is to go against.
         rule: how it moves.
         state: buffers of an optimiser, and the values that they get if and when the step is taken.
         memory: what the spectral direction has kept of the steps before, as matrices; or None.
     """
 
     weight: UnitaryWeight
-    direction: GradientOperator | LowRank
+    direction: GradientOperator
     rule: UpdateRule
     state: Sequence[tuple[Tensor, Tensor]] = ()
     memory: Memory | None = None
@@ -49,7 +49,7 @@ class Step:
 
 def step_of(
     weight: UnitaryWeight,
-    gradient: GradientOperator | LowRank,
+    gradient: GradientOperator,
     rule: UpdateRule,
     state: MutableMapping[Tensor, Any] | None = None,
 ) -> Step:
@@ -59,16 +59,18 @@ def step_of(
 
 def _memory_of(weight: UnitaryWeight, rule: UpdateRule, state: MutableMapping[Tensor, Any] | None) -> Memory | None:
     """See Note [Where the momentum lives]."""
-    if not rule.is_spectral or rule.momentum == 0 or weight.collected is not None:
+    is_thin = weight.collected is not None
+    if not rule.is_spectral or rule.momentum == 0 or (is_thin and weight.group is not None):
         return None
     stored = weight.memory
     if stored is None:
         if state is None:
             return None
         own, rank = state.setdefault(weight.parameter, {}), rule.rank_of(min(weight.shape))
-        stored = remembered(own, weight.parameter, Memory.shapes(weight.parameter.shape, weight.matrix.shape, rank))
-    course = as_complex(stored.course, weight.is_complex)
-    return Memory(weight.as_matrix(stored.momentum), stored.slope, course)
+        shapes = Memory.shapes(weight.parameter.shape, weight.matrix.shape, rank, is_thin=is_thin)
+        stored = remembered(own, weight.parameter, shapes)
+    momentum, course = (as_complex(part, weight.is_complex) for part in (stored.momentum, stored.course))
+    return Memory(momentum if stored.is_thin else weight.as_matrix(stored.momentum), stored.slope, course)
 
 
 @dataclass(frozen=True)
@@ -102,14 +104,15 @@ class Batch:
         return [step.weight.matrix for step in self.steps]
 
     @cached_property
-    def direction(self) -> GradientOperator | LowRank:
+    def direction(self) -> GradientOperator:
         """What they are to go against."""
         first = self.steps[0].direction
         if len(self.steps) == 1:
             return first
         directions = [step.direction for step in self.steps]
-        if isinstance(first, LowRank):
-            return LowRank(*map(self.stack, zip(*directions, strict=True)))
+        if isinstance(first, LowRankGradient):
+            factors = [direction.low_rank for direction in cast(list[LowRankGradient], directions)]
+            return LowRankGradient.of(LowRank(*map(self.stack, zip(*factors, strict=True))))
         if isinstance(first, ReducedGradient):
             inner = [direction.inner for direction in cast(list[ReducedGradient], directions)]
             return ReducedGradient(DenseGradient(self.stack(part.dense() for part in inner)), first.group)
@@ -126,18 +129,14 @@ class Batch:
         return Memory(*map(self.stack, zip(*self.memories, strict=True))) if self.memories else None
 
     @cached_property
-    def aim(self) -> GradientOperator | LowRank:
-        """The direction, with the momenta in it; then it is a matrix that nobody else holds."""
+    def aim(self) -> GradientOperator:
+        """The direction, with the momenta in it; then it is one that nobody else holds."""
         gradient = self.direction
         if self.memory is None:
             return gradient
-        assert isinstance(gradient, GradientOperator)  # a sampled one has no momentum
-        n = min(self.matrices[0].shape[-2:])
-        kept = lasting(self.rule.rank_of(n), n)
         if isinstance(gradient, ReducedGradient):
-            inner = torch.add(gradient.inner.dense(), self.memory.momentum, alpha=kept)
-            return ReducedGradient(DenseGradient(inner), gradient.group)
-        return DenseGradient(torch.add(gradient.dense(), self.memory.momentum, alpha=kept))
+            return ReducedGradient(self.memory.added_to(gradient.inner, self.rule, self.keys), gradient.group)
+        return self.memory.added_to(gradient, self.rule, self.keys)
 
     @property
     def previous_factors(self) -> list[Tensor]:
@@ -196,8 +195,8 @@ def _kind(step: Step) -> tuple[object, ...] | None:
     parameter, direction = step.weight.parameter, step.direction
     # All ranks must form the same batches, whatever form their parts of a shared gradient have.
     group = direction.group if type(direction) is ReducedGradient else None
-    if parameter.numel() > LARGEST or type(direction) not in (DenseGradient, LowRank, ReducedGradient):
+    if parameter.numel() > LARGEST or type(direction) not in (DenseGradient, LowRankGradient, ReducedGradient):
         return None
-    sampled = (direction.rank, _probes(step) is not None) if type(direction) is LowRank else None
+    rank = direction.low_rank.rank if isinstance(direction, LowRankGradient) else None
     kind = (parameter.shape, parameter.dtype, parameter.device, step.weight.matrix.shape, step.memory is not None)
-    return step.rule, *kind, sampled, group
+    return step.rule, *kind, rank, _probes(step) is not None, group

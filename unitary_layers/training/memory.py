@@ -1,12 +1,16 @@
 """What the spectral direction remembers of the steps of a weight, and where."""
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..linalg import LowRank
+from ..projunn.direction import lasting
+from ..projunn.gradient import DenseGradient, GradientOperator
+from ..projunn.rule import Key, UpdateRule
+from ..projunn.sampling import LowRankGradient, lsi, projected, side_by_side
 from ..projunn.slope import STATE
 
 # Note [Where the momentum lives]
@@ -15,20 +19,36 @@ from ..projunn.slope import STATE
 # of the optimiser, torch's distributed ones included, know it as they know the state of any parameter, and a saved
 # model does not grow; see Note [A guest in the state dict]. Without one, under projunn_step and attach(model), there is
 # none, unless the rule names a momentum: then it is a buffer of the layer, "<weight>_momentum", for every trigger. What
-# the slope test needs is with it, and a rule without a momentum takes steps of the length that it says. A factored
-# gradient never becomes a matrix and has no momentum. Where gradients are shared, each rank keeps that of its own
-# gradients: M is linear in them, so the mean of the ranks' M is the M of the mean gradient, and all subtract the same
-# sample.
+# the slope test needs is with it, and a rule without a momentum takes steps of the length that it says.
+# Where gradients are shared, each rank keeps that of its own gradients: M is linear in them, so the mean of the ranks'
+# M is the M of the mean gradient, and all subtract the same sample.
+
+# Note [A thin momentum]
+# The gradient of a factored weight never becomes a matrix, and so its momentum must not. Backward keeps a sample of G
+# itself, not of its tangent part, of SAMPLED k columns; M is kept by KEPT k columns on either side; the step takes its
+# sample of rank k of the tangent part of M + G, as of any operator, and what is left of M + G - (1 - mu) A V^H is cut
+# to KEPT k columns by its singular values. No part of it is stored as tangent, since W turns. Mean training loss of the
+# MLP of Note [The spectral direction], seeds 0 to 2: with matrices 0.384, 0.401, 0.378; thin 0.402, 0.412, 0.392; with
+# samples of 3 k columns 0.395, 0.409, 0.388; without memory 0.428, 0.441, 0.421. With samples of 3 k and a memory of
+# 6 k columns it is 0.390, with 2 k and 8 k 0.394 (seed 0). The cut is what costs. At n = 256, k = 16 a step takes
+# 5.5 ms of the processor, 2.1 without memory and 3.8 with matrices; at n = 2048, k = 32, 512 rows a training step takes
+# 1.05 times that of nn.Linear with AdamW, 0.85 without memory and 1.2 with matrices. 4 k (m + n) numbers are kept, and
+# for the course 2 k (m + n).
+# The slope is that of the sample. A rank that shares its gradients keeps them until the step, not as a sample, and has
+# no thin momentum: the mean of cut momenta would not be the momentum of the mean.
 
 
 Shapes = list[torch.Size]
+
+SAMPLED, KEPT = 2, 4
 
 
 class Memory(NamedTuple):
     """What is remembered of one weight, or of a batch of them; as it is stored, or as matrices.
 
     Attributes:
-        momentum: M ``(..., m, n)``; see Note [The spectral direction].
+        momentum: M ``(..., m, n)``; see Note [The spectral direction]. Of a factored weight its two factors side by
+            side, ``(..., c, m + n)``; see Note [A thin momentum].
         slope: state of the slope test ``(..., 4)``, real; see Note [The slope at the end of a step].
         course: the velocity at the end of the last step, its two factors side by side, ``(..., r, m + n)``, where r is
             2 k, or the larger side if that is less.
@@ -39,18 +59,49 @@ class Memory(NamedTuple):
     course: Tensor
 
     @property
-    def tangent(self) -> LowRank:
-        """The course as a matrix of low rank."""
-        left, right = self.course.mT.split(self.momentum.shape[-2:], dim=-2)
-        return LowRank(left, right)
+    def is_thin(self) -> bool:
+        """Whether the momentum is kept by its factors."""
+        return self.momentum.size(-1) == self.course.size(-1)
+
+    def added_to(self, gradient: GradientOperator, rule: UpdateRule, keys: Sequence[Key]) -> GradientOperator:
+        """M, as it lasts, + G, which nobody else holds; of a thin M by thin factors, for which a whole G is sampled."""
+        n = min(gradient.shape[-2:])
+        kept = lasting(rule.rank_of(n), n)
+        if not self.is_thin:
+            return DenseGradient(torch.add(gradient.dense(), self.momentum, alpha=kept))
+        sampled = gradient if isinstance(gradient, LowRankGradient) else thin_sample(gradient, rule, keys)
+        before = apart(self.momentum, gradient.shape).scale(kept)
+        return LowRankGradient.of(side_by_side([before, sampled.low_rank]))
+
+    def thin(self, total: LowRank) -> Tensor:
+        """A momentum as a thin one is kept, cut to as many columns."""
+        return together(projected(total, self.momentum.size(-2)))
 
     @staticmethod
-    def shapes(stored: torch.Size, matrices: torch.Size, rank: int) -> Shapes:
+    def shapes(stored: torch.Size, matrices: torch.Size, rank: int, *, is_thin: bool) -> Shapes:
         """The shapes of what is stored for a parameter of one shape that stands for matrices ``(..., m, n)``."""
         *batch, m, n = matrices
         pair = () if stored.numel() == matrices.numel() else (2,)
         course = (*batch, min(max(m, n), 2 * rank), m + n, *pair)
-        return [stored, torch.Size((*batch, STATE)), torch.Size(course)]
+        thin = (*batch, min(m, n, KEPT * rank), m + n, *pair)
+        return [torch.Size(thin) if is_thin else stored, torch.Size((*batch, STATE)), torch.Size(course)]
+
+
+def together(matrix: LowRank) -> Tensor:
+    """The factors of a matrix ``(..., m, n)`` side by side ``(..., r, m + n)``, as they are stored."""
+    return torch.cat([factor.mT for factor in matrix], dim=-1)
+
+
+def apart(stored: Tensor, shape: torch.Size) -> LowRank:
+    """The inverse of :func:`together` for a matrix of this shape ``(..., m, n)``."""
+    return LowRank(*stored.mT.split(shape[-2:], dim=-2))
+
+
+def thin_sample(gradient: GradientOperator, rule: UpdateRule, keys: Sequence[Key]) -> LowRankGradient:
+    """What a thin momentum sees of a gradient, by random numbers of its own; see Note [A thin momentum]."""
+    side = min(gradient.shape[-2:])
+    streams = rule.streams(keys, gradient.device, stream=2)
+    return LowRankGradient.of(lsi(gradient, min(side, SAMPLED * rule.rank_of(side)), streams))
 
 
 KEYS = tuple(f"projunn_{name}" for name in Memory._fields)

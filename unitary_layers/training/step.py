@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ..linalg import LowRank, nearest_unitary, unitarity_error
 from ..linalg.thin import add_low_rank_
-from ..projunn.gradient import DenseGradient, GradientOperator
+from ..projunn.gradient import GradientOperator
 from ..projunn.rule import Sample
-from ..projunn.sampling import LINEAR_SAMPLERS, recompressed
+from ..projunn.sampling import LINEAR_SAMPLERS, LowRankGradient, recompressed, side_by_side
 from ..projunn.slope import after_slope, factor_of
 from .batch import Batch, Step, batches, step_of
-from .memory import Memory
+from .memory import Memory, apart, together
 from .parallel.shared import with_gradients
 from .precision import without_autocast
 from .reduced import ReducedGradient
@@ -53,7 +53,7 @@ def projunn_step(module: nn.Module, *, lr_scale: float = 1.0) -> None:
 
 
 def step_from_gradients(
-    weights: Iterable[UnitaryWeight], to_take: Callable[[UnitaryWeight, GradientOperator | LowRank], Step]
+    weights: Iterable[UnitaryWeight], to_take: Callable[[UnitaryWeight, GradientOperator], Step]
 ) -> None:
     """Takes the step ``to_take(weight, gradient)`` of each weight that has a gradient, then drops the gradients.
 
@@ -80,8 +80,8 @@ class Move(NamedTuple):
         batch: the weights.
         sample: what stood for their gradients.
         change: what is to be added to them, ``(..., m, n)``.
-        memory: what is then to be remembered, if anything is; but what was used is still in the momentum.
-        used: the part of the momentum that the change follows, if there is one.
+        memory: what is then to be remembered, if anything is; in a momentum that is a matrix with what was used.
+        used: the part of such a momentum that the change follows, or None.
     """
 
     batch: Batch
@@ -103,9 +103,9 @@ def sample(batch: Batch) -> tuple[Batch, Sample] | None:
     Raises:
         RuntimeError: for a gradient that is not finite and not to be skipped.
     """
-    is_refused = isinstance(batch.direction, LowRank) or batch.rule.sampler not in LINEAR_SAMPLERS
+    is_refused = _is_sampled(batch) or batch.rule.sampler not in LINEAR_SAMPLERS
     taken = None if is_refused else _sample(batch)
-    usable = _usable(batch, batch.direction if taken is None else taken.low_rank)
+    usable = _usable(batch, None if taken is None else taken.low_rank)
     if usable is None:
         return None
     return usable, taken if taken is not None and usable is batch else _sample(usable)
@@ -117,14 +117,15 @@ def rotate(batch: Batch, sample: Sample) -> Move:
     with _naming(batch):
         if memory is None:
             return Move(batch, sample, rule.change(weight, sample.low_rank))
-        assert isinstance(batch.direction, GradientOperator)  # where there is a memory
-        assert isinstance(batch.aim, DenseGradient | ReducedGradient)  # the same
         slope = memory.slope.double()
         if rule.rate > 0:  # a step that stays where it is neither overshoots nor falls short
-            slope = after_slope(slope, batch.direction.along(memory.tangent).double())
+            slope = after_slope(slope, batch.direction.along(apart(memory.course, weight.shape)).double())
         change, course, used = rule.turn(weight, sample.low_rank, factor_of(slope))
-        momentum = batch.aim.inner.dense() if isinstance(batch.aim, ReducedGradient) else batch.aim.matrix
-        return Move(batch, sample, change, Memory(momentum, slope, torch.cat([x.mT for x in course], dim=-1)), used)
+        aim = batch.aim.inner if isinstance(batch.aim, ReducedGradient) else batch.aim
+        if isinstance(aim, LowRankGradient):
+            momentum = memory.thin(side_by_side([aim.low_rank, rule.forgotten(used)]))
+            return Move(batch, sample, change, Memory(momentum, slope, together(course)))
+        return Move(batch, sample, change, Memory(aim.dense(), slope, together(course)), used)
 
 
 def write(move: Move) -> None:
@@ -136,8 +137,9 @@ def write(move: Move) -> None:
     else:
         torch._foreach_add_(batch.matrices, batch.unstack(move.change.matrix()))
     _write_states(batch, move.sample)
-    if move.memory is not None and move.used is not None:
-        add_low_rank_(move.memory.momentum, batch.rule.forgotten(move.used))
+    if move.memory is not None:
+        if move.used is not None:
+            add_low_rank_(move.memory.momentum, batch.rule.forgotten(move.used))
         for buffers, values in zip(zip(*batch.memories, strict=True), move.memory, strict=True):
             _copy_(buffers, batch.unstack(values))
     period = batch.rule.retract_period(max(batch.shape))
@@ -174,31 +176,33 @@ def _naming(batch: Batch) -> Iterator[None]:
 
 def _sample(batch: Batch) -> Sample:
     with _naming(batch):
-        if isinstance(batch.direction, LowRank):
-            return Sample(recompressed(batch.direction, batch.rule.rank_of(min(batch.shape))), batch.probes)
-        assert isinstance(batch.aim, GradientOperator)  # as the direction is
+        if isinstance(batch.direction, LowRankGradient) and _is_sampled(batch):
+            rank = batch.rule.rank_of(min(batch.shape))
+            return Sample(recompressed(batch.direction.low_rank, rank), batch.probes)
         weight = batch.stack(batch.matrices)
         return batch.rule.sample(batch.aim, batch.keys, weight, batch.previous, batch.moments)
 
 
-def _usable(batch: Batch, seen: GradientOperator | LowRank) -> Batch | None:
-    """The batch without those weights whose gradient, of which this was seen, is not finite and is to be skipped."""
-    if _is_finite(seen):
+def _is_sampled(batch: Batch) -> bool:
+    """Whether backward has taken the sample, in the rule's direction."""
+    return isinstance(batch.direction, LowRankGradient) and not batch.rule.is_spectral
+
+
+def _usable(batch: Batch, seen: LowRank | None) -> Batch | None:
+    """The batch without those weights whose gradient is not finite and is to be skipped.
+
+    It is looked at through a sample, or itself if there is none.
+    """
+    whole = batch.direction if seen is None else LowRankGradient.of(seen)
+    if whole.is_finite():
         return batch
-    parts: Sequence[GradientOperator | LowRank]
-    if isinstance(seen, LowRank):
-        parts = [LowRank(*factors) for factors in zip(*map(batch.unstack, seen), strict=True)]
-    else:
+    if seen is None:
         parts = [step.direction for step in batch.steps]
+    else:
+        parts = [LowRankGradient.of(LowRank(*pair)) for pair in zip(*map(batch.unstack, seen), strict=True)]
     pairs = zip(batch.steps, parts, strict=True)
-    usable = tuple(step for step, part in pairs if _is_usable(step.weight, _is_finite(part)))
+    usable = tuple(step for step, part in pairs if _is_usable(step.weight, part.is_finite()))
     return Batch(usable) if usable else None
-
-
-def _is_finite(gradient: GradientOperator | LowRank) -> bool:
-    if isinstance(gradient, LowRank):
-        return all(DenseGradient(factor).is_finite() for factor in gradient)
-    return gradient.is_finite()
 
 
 def _is_usable(weight: UnitaryWeight, finite: bool) -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.distributed import ProcessGroup
 
-from ..linalg import LowRank
 from ..projunn.gradient import DenseGradient, GradientOperator
 from ..projunn.moments import Moments
 from ..projunn.rule import Fit, UpdateRule
+from ..projunn.sampling import LowRankGradient
 from .collected import Collected
 from .memory import Memory
 
@@ -150,12 +150,14 @@ class UnitaryWeight:
         return None if self.previous is None else as_complex(self.previous, self.is_complex)
 
     @property
-    def gradient(self) -> GradientOperator | LowRank | None:
+    def gradient(self) -> GradientOperator | None:
         """The gradient of :attr:`matrix`, already sampled if it is factored; None where there is none, or if frozen."""
         if not self.parameter.requires_grad:
             return None
         if self.collected is not None and (content := self.collected.content) is not None:
-            return content.low_rank or content.kept or DenseGradient(torch.zeros_like(self.matrix))
+            if content.low_rank is not None:
+                return LowRankGradient.of(content.low_rank)
+            return content.kept or DenseGradient(torch.zeros_like(self.matrix))
         gradient = self.parameter.grad
         if gradient is None:
             return None

@@ -25,11 +25,11 @@ def state_shapes(
         rule: with what suits the layer.
         stored: the shape of the parameter.
         matrices: ``(..., m, n)``, the shape of what it stands for.
-        is_dense: whether it has a dense gradient, and so may have a momentum.
+        is_dense: whether it has a dense gradient, and so a momentum of its shape; see Note [A thin momentum].
     """
     *batch, m, n = matrices
     rank, pair = rule.rank_of(min(m, n)), () if stored.numel() == matrices.numel() else (2,)
     previous = torch.Size((*batch, m, rank, *pair)) if rule.sampler == "power" else None
     moments = [torch.Size((*batch, side)) if rule.precondition else None for side in (m, n)]
-    memory = Memory.shapes(stored, matrices, rank)
-    return [previous, *moments, *(memory if rule.momentum and is_dense else [None] * len(memory))]
+    memory = Memory.shapes(stored, matrices, rank, is_thin=not is_dense)
+    return [previous, *moments, *(memory if rule.momentum else [None] * len(memory))]

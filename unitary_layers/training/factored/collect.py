@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from ...linalg import LowRank
-from ...linalg.lowrank import k_major
 from ...projunn.gradient import DenseGradient, FactoredGradient, GradientOperator, SummedGradient
-from ...projunn.sampling import recompressed
+from ...projunn.sampling import recompressed, side_by_side
 from ..collected import FactoredGrad
 from ..content import Content
+from ..memory import thin_sample
 from ..parallel.shared import check_alone
 from ..weight import UnitaryWeight
 from .once import once_differentiable
@@ -20,9 +20,10 @@ from .once import once_differentiable
 # To autograd the weight of a factored layer is a constant, and a second, empty term is added to the output:
 #     y = x W.detach()^T + tap(W)
 # The gradient of y flows through to x, and, where gradients of parameters are wanted, to the tap, which samples
-# G = delta^T conj(x) to rank k, adds that to what is in the weight's ``.grad`` and returns no gradient. So
-# loss.backward() fills what the step needs, torch.autograd.grad(loss, x) leaves it alone, a hook that waits for the
-# accumulated gradient fires as usual, and delta and x are freed as always: what stays is O(k n).
+# G = delta^T conj(x) to rank k, in the spectral direction to 2 k (see Note [A thin momentum]). It adds that to what is
+# in the weight's ``.grad`` and returns no gradient. So loss.backward() fills what the step needs,
+# torch.autograd.grad(loss, x) leaves it alone, a hook that waits for the accumulated gradient fires as usual, and delta
+# and x are freed as always: what stays is O(k n).
 # Several uses of a weight before a step (time steps of a cell, micro-batches) are sampled one by one with the same
 # random numbers and their factors put side by side; beyond 4 k + 4 columns the sum is cut to that by its singular
 # values. Against sampling the sum of the gradients this makes an error of at most the sum of the parts' own sampling
@@ -123,25 +124,28 @@ def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
         kept = gradient if content.kept is None else SummedGradient((content.kept, gradient))
         content.kept = kept if kept.numel < kept.shape.numel() else DenseGradient(kept.dense())
     else:
-        previous = weight.previous_factor
-        sample = rule.sample(gradient, [weight.key], weight.matrix, previous, weight.moments, content.probes)
-        content.probes = sample.probes
-        content.low_rank = _sum(content.low_rank, sample.low_rank, rule.rank_of(min(weight.shape)))
+        low_rank = _sampled(weight, gradient, content)
+        if content.low_rank is not None:
+            total = side_by_side([content.low_rank, low_rank])
+            low_rank = recompressed(total, 4 * rule.rank_of(min(weight.shape)) + 4)
+        content.low_rank = low_rank
     if found is None:
         weight.parameter.grad = FactoredGrad(weight.parameter, content)
-
-
-def _sum(total: LowRank | None, sample: LowRank, rank: int) -> LowRank:
-    """One sample more, with as many columns as Note [Sampling inside backward] has it."""
-    if total is None:
-        return sample
-    both = zip(total, sample, strict=True)
-    return recompressed(LowRank(*(k_major(torch.cat(factors, dim=-1)) for factors in both)), 4 * rank + 4)
 
 
 def as_stored(gradient: GradientOperator, weight: UnitaryWeight) -> Tensor:
     """A gradient as a matrix, stored as its weight is."""
     return weight.as_stored(gradient.dense()).to(weight.parameter.dtype)
+
+
+def _sampled(weight: UnitaryWeight, gradient: GradientOperator, content: Content) -> LowRank:
+    """What backward keeps of a gradient; of the spectral direction see Note [A thin momentum]."""
+    if weight.rule.is_spectral:
+        return thin_sample(gradient, weight.rule, [weight.key]).low_rank
+    before = weight.previous_factor, weight.moments, content.probes
+    sample = weight.rule.sample(gradient, [weight.key], weight.matrix, *before)
+    content.probes = sample.probes
+    return sample.low_rank
 
 
 def operator_of(weight: UnitaryWeight, delta: Tensor, input: Tensor) -> FactoredGradient:

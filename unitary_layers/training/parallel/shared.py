@@ -8,7 +8,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ...linalg import LowRank
 from ...projunn.gradient import FactoredGradient, GradientOperator
 from ..reduced import ReducedGradient
 from ..weight import UnitaryOwner, UnitaryWeight, unitary_weights
@@ -77,7 +76,7 @@ def _ignore(module: nn.Module, unitary: set[int]) -> None:
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
 
 
-def with_gradients(weights: Iterable[UnitaryWeight]) -> list[tuple[UnitaryWeight, GradientOperator | LowRank]]:
+def with_gradients(weights: Iterable[UnitaryWeight]) -> list[tuple[UnitaryWeight, GradientOperator]]:
     """The weights that have a gradient, and the gradients: of a shared weight the mean over its ranks.
 
     A weight that other ranks of its group have used and this one has not gets a gradient of zeros, so that no rank
@@ -95,9 +94,7 @@ def with_gradients(weights: Iterable[UnitaryWeight]) -> list[tuple[UnitaryWeight
         used = _used_anywhere([weights[i] for i in members], [gradients[i] is not None for i in members], group)
         for i, is_used in zip(members, used, strict=True):
             if is_used:
-                found = _zeros_of(weights[i]) if gradients[i] is None else gradients[i]
-                assert isinstance(found, GradientOperator)  # see Note [Kept until the step]
-                gradients[i] = ReducedGradient(found, group)
+                gradients[i] = ReducedGradient(gradients[i] or _zeros_of(weights[i]), group)
     pairs = zip(weights, gradients, strict=True)
     return [(weight, gradient) for weight, gradient in pairs if gradient is not None]
 

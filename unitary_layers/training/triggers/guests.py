@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from ...linalg import LowRank
 from ...projunn.gradient import GradientOperator
 from ..batch import Step, step_of
 from ..factored.amp import has_overflowed, tell_owners
@@ -84,7 +83,7 @@ class Guests:
         scale: Tensor | None = getattr(optimizer, "grad_scale", None)
         factor_of = self.factors(optimizer)
 
-        def to_take(weight: UnitaryWeight, gradient: GradientOperator | LowRank) -> Step:
+        def to_take(weight: UnitaryWeight, gradient: GradientOperator) -> Step:
             factor, uphill = factor_of[weight.parameter]
             # A fused optimiser was to unscale the gradients itself.
             by = (-1.0 if uphill else 1.0) / (1.0 if scale is None or weight.is_factored else float(scale))

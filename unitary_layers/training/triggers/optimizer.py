@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from torch.optim.optimizer import ParamsT
 
-from ...linalg import LowRank
 from ...projunn.gradient import DenseGradient, GradientOperator
 from ...projunn.moments import Moments
 from ...projunn.rule import UpdateRule
@@ -163,12 +162,12 @@ class ProjUNN(Optimizer):
             for p in [p for p, own in self.state.items() if own and "step" not in own and p not in weights]:
                 del self.state[p]
 
-    def _to_take(self, weight: UnitaryWeight, gradient: GradientOperator | LowRank, group: dict[str, Any]) -> Step:
+    def _to_take(self, weight: UnitaryWeight, gradient: GradientOperator, group: dict[str, Any]) -> Step:
         """The step of a weight, and of what is kept here about it."""
         rule, direction = _rule(weight, group), group["direction"]
         if group["maximize"]:
             gradient = gradient.scale(-1.0)
-        if isinstance(gradient, LowRank) or weight.is_factored or direction in (None, "spectral", "gradient"):
+        if weight.is_factored or direction in (None, "spectral", "gradient"):
             return step_of(weight, gradient, rule, self.state)
         if direction == "moments":
             return Step(self._with_moments(weight), gradient, rule)
