@@ -39,7 +39,7 @@ LEVELS = (
         "layers.base.forward",
     ),
     ("layers.base",),
-    ("layers.activation", "layers.linear"),
+    ("layers.activation", "layers.linear", "layers.attention"),
     ("layers.recurrent.fused", "layers.recurrent.scan", "layers.recurrent.cell", "layers.recurrent.rnn"),
     ("layers.recurrent",),
     ("layers.conv.full", "layers.conv.local", "layers.conv.support"),
@@ -174,7 +174,7 @@ def test_functions_are_short():
 
 def test_every_public_name_is_at_the_door():
     promised = "UnitaryLinear UnitaryRNN UnitaryRNNCell ModReLU GroupSort UpdateRule projunn_step attach ProjUNN"
-    promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty"
+    promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty UnitaryMultiheadAttention"
     promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []

@@ -21,6 +21,7 @@ from .layers import OrthogonalConv3d as OrthogonalConv3d
 from .layers import UnitaryLinear as UnitaryLinear
 from .layers import UnitaryMethods as UnitaryMethods
 from .layers import UnitaryModule as UnitaryModule
+from .layers import UnitaryMultiheadAttention as UnitaryMultiheadAttention
 from .layers import UnitaryRNN as UnitaryRNN
 from .layers import UnitaryRNNCell as UnitaryRNNCell
 from .linalg import haar_unitary as haar_unitary

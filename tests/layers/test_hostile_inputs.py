@@ -124,7 +124,7 @@ def test_a_convolution_tells_the_dtype_and_device_it_wants(name):
 def test_what_is_no_tensor_is_a_type_error(entry):
     layer = entry.make()
     layer = layer[2] if entry.name == "sequential" else layer
-    with pytest.raises(TypeError, match=r"expected input of \w+ to be a tensor, got list"):
+    with pytest.raises(TypeError, match=r"expected \w+ of \w+ to be a tensor, got list"):
         layer([[1.0]])
 
 

@@ -2,6 +2,7 @@
 
 from .activation import GroupSort as GroupSort
 from .activation import ModReLU as ModReLU
+from .attention import UnitaryMultiheadAttention as UnitaryMultiheadAttention
 from .base import UnitaryMethods as UnitaryMethods
 from .base import UnitaryModule as UnitaryModule
 from .conv import OrthogonalConv1d as OrthogonalConv1d
