@@ -18,6 +18,12 @@ from .layers import ModReLU as ModReLU
 from .layers import OrthogonalConv1d as OrthogonalConv1d
 from .layers import OrthogonalConv2d as OrthogonalConv2d
 from .layers import OrthogonalConv3d as OrthogonalConv3d
+from .layers import StiefelConv1d as StiefelConv1d
+from .layers import StiefelConv2d as StiefelConv2d
+from .layers import StiefelConv3d as StiefelConv3d
+from .layers import StiefelConvTranspose1d as StiefelConvTranspose1d
+from .layers import StiefelConvTranspose2d as StiefelConvTranspose2d
+from .layers import StiefelConvTranspose3d as StiefelConvTranspose3d
 from .layers import UnitaryLinear as UnitaryLinear
 from .layers import UnitaryMethods as UnitaryMethods
 from .layers import UnitaryModule as UnitaryModule

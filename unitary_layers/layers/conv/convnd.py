@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...init import haar_, identity_
 from ...projunn.rule import UpdateRule
 from ..base.forward import factored_weight, watch_own
-from ..base.inputs import Sides, as_sides, as_size, check_input
+from ..base.inputs import Sides, as_sides, as_size, check_channels, check_input
 from ..base.module import UnitaryModule
 from .full import BASIS_POINTS, FullSupport
 from .local import LocalSupport
@@ -60,7 +60,7 @@ class OrthogonalConvNd(UnitaryModule):
         self.in_channels = as_size("in_channels", in_channels)
         self.out_channels = as_size("out_channels", out_channels)
         self.groups = as_size("groups", groups)
-        _check_channels(self.in_channels, self.out_channels, self.groups)
+        check_channels(self.in_channels, self.out_channels, self.groups)
         self.stride = as_sides("stride", stride, self.sides)
         self.dilation = as_sides("dilation", dilation, self.sides)
         self.kernel_size = None if kernel_size is None else as_sides("kernel_size", kernel_size, self.sides)
@@ -236,14 +236,6 @@ class OrthogonalConvNd(UnitaryModule):
         parts += [] if self.bias is not None else ["bias=False"]
         default_init = "local" if self.kernel_size is None else "haar"
         return ", ".join([f"{self.in_channels}, {self.out_channels}", *parts, *self.extra_repr_of_rule(default_init)])
-
-
-def _check_channels(in_channels: int, out_channels: int, groups: int) -> None:
-    if in_channels % groups or out_channels % groups:
-        raise ValueError(
-            "expected numbers of channels that groups divides, got "
-            f"in_channels={in_channels}, out_channels={out_channels}, groups={groups}"
-        )
 
 
 def _batched(input: Tensor, sides: int, channels: int, size: tuple[int, ...] | None) -> Tensor:
