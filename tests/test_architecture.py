@@ -47,6 +47,8 @@ LEVELS = (
     ("layers.conv.reads", "layers.conv.stiefelnd", "layers.conv.stiefel", "layers.conv.stiefel_transpose"),
     ("layers.conv",),
     ("layers",),
+    ("conversion.report", "conversion.kinds", "conversion.swap", "conversion.plan", "conversion.values"),
+    ("conversion.ties", "conversion.convert", "conversion"),
     ("models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel", "models"),
     ("testing",),
     ("",),
@@ -178,7 +180,7 @@ def test_every_public_name_is_at_the_door():
     promised = "UnitaryLinear UnitaryRNN UnitaryRNNCell ModReLU GroupSort UpdateRule projunn_step attach ProjUNN"
     promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty StiefelConv1d StiefelConv2d"
     promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
-    promised += " UnitaryMultiheadAttention"
+    promised += " UnitaryMultiheadAttention convert revert"
     promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []

@@ -13,6 +13,10 @@ Example:
 """
 
 from ._version import __version__ as __version__
+from .conversion import Conversion as Conversion
+from .conversion import Report as Report
+from .conversion import convert as convert
+from .conversion import revert as revert
 from .layers import GroupSort as GroupSort
 from .layers import ModReLU as ModReLU
 from .layers import OrthogonalConv1d as OrthogonalConv1d

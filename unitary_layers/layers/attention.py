@@ -165,9 +165,13 @@ class UnitaryMultiheadAttention(UnitaryModule):
         options |= {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
         what = (query, key, value, self.embed_dim, self.num_heads, packed, self.in_proj_bias)
         appended = (self.bias_k, self.bias_v, self.add_zero_attn, self.dropout)
-        out_proj = (self.out_proj.value("weight", like=query), self.out_proj.bias)
+        out_proj = (self._out_weight(query), self.out_proj.bias)
         output, weights = F.multi_head_attention_forward(*what, *appended, *out_proj, **options)
         return output.transpose(0, 1) if turned else output, weights
+
+    def _out_weight(self, like: Tensor) -> Tensor:
+        layer: nn.Linear | UnitaryLinear = self.out_proj  # a user may have put torch's in its place
+        return layer.weight if isinstance(layer, nn.Linear) else layer.value("weight", like=like)
 
     def _check_inputs(self, **inputs: Tensor) -> None:
         for (name, x), size in zip(inputs.items(), (self.embed_dim, self.kdim, self.vdim), strict=True):
