@@ -1,12 +1,12 @@
 """How far do a million steps drift from the manifold? Rounding error against steps, ours and others', in float32.
 
-Every method takes the same updates, of rank k and Frobenius norm 0.3, to stacks of 64 x 64 matrices. The directions:
-"random", new at each step; "turning", the same rotation at each step; "fixed", the same gradient at each step, which
-the weight soon has no way to follow. Ours take them as a model does, by `projunn_step` from `.grad`: D and T, with the
-retraction that is due every max(1000, n) steps and without, and the blocks of an OrthogonalConv2d. Of the others it is
-the formula: QR and Cayley retractions, the exponential map, and POGO's step. The error is the largest |W^H W - I|_F
-of a stack, looked at before each retraction; the bound is 1e-5 sqrt(n). At the end the retraction is timed against the
-steps between two of them.
+Every method takes the same updates, of rank k and Frobenius norm 0.3, to stacks of 64 x 64 matrices; ours to stacks of
+256 x 64 too. The directions: "random", new at each step; "turning", the same rotation at each step; "fixed", the same
+gradient at each step, which the weight soon has no way to follow. Ours take them as a model does, by `projunn_step`
+from `.grad`: D and T, with the retraction that is due every max(1000, n) steps and without, and the blocks of an
+OrthogonalConv2d. Of the others it is the formula: QR and Cayley retractions, the exponential map, and POGO's step. The
+error is the largest |W^H W - I|_F of a stack, looked at before each retraction; the bound is 1e-5 sqrt(n). At the end
+the retraction is timed against the steps between two of them.
 
     python examples/drift.py --quick
     python examples/drift.py --cases T1 D4
@@ -37,11 +37,12 @@ from unitary_layers.linalg import nearest_unitary, unitarity_error
 BOUND = 1e-5 * SIZE**0.5
 PERIOD = UpdateRule().retract_period(SIZE)
 FIELDS = ("case", "direction", "step", "error")
-LONG = ("T1", "D4", "conv-T1")  # the others end at a tenth of the steps
+LONG = ("T1", "D4", "tall-T1", "tall-D1", "conv-T1")  # the others end at a tenth of the steps
 COST_SIZES = (64, 256, 1024)
 RULES = {f"{variant}{rank}": f"{variant}, k = {rank}" for variant in "TD" for rank in (1, 4)}
 FAMILIES = {  # the columns of the picture: the cases of each, and their labels
     "ours": RULES,
+    "ours, 256 x 64": {f"tall-{name}": label for name, label in RULES.items()},
     "ours, blocks of a convolution": {f"conv-{name}": label for name, label in RULES.items()},
     "ours, never retracted": {f"{name}-without": label for name, label in RULES.items()},
     "others": {name: name for name in ("QR", "Cayley", "exp", "POGO")},

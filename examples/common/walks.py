@@ -13,38 +13,41 @@ from unitary_layers.layers.base.module import UnitaryModule
 from unitary_layers.linalg import haar_unitary
 from unitary_layers.training import unitary_weights
 
-SIZE, LENGTH = 64, 0.3
+SIZE, WIDE, LENGTH = 64, 256, 0.3
 DIRECTIONS = ("random", "turning", "fixed")  # those of the matrices of a stack, in turn
 STACK = len(DIRECTIONS)
 
 
 class Stack(UnitaryModule):
-    """Orthogonal matrices `(m, n, n)` that move together, without a layer around them."""
+    """Orthogonal matrices `(STACK, rows, n)` that move together, without a layer around them."""
 
-    def __init__(self, m: int, n: int, update: UpdateRule) -> None:
+    def __init__(self, rows: int, columns: int, update: UpdateRule) -> None:
         super().__init__(update, "haar", torch.float32)
-        self.register_unitary("weight", (m, n, n), None, torch.float32)
+        self.register_unitary("weight", (STACK, rows, columns), None, torch.float32)
         self.reset_unitary()
 
 
 class Gradients:
-    """Gradients of rank k and norm `LENGTH` for unitary matrices `(m, n, n)`, whose directions are `DIRECTIONS`."""
+    """Gradients of rank k and norm `LENGTH` for a stack of unitary matrices, whose directions are `DIRECTIONS`."""
 
     def __init__(self, like: Tensor, rank: int) -> None:
-        m, n, _ = like.shape
+        m, rows, columns = like.shape
         kinds = torch.arange(m) % len(DIRECTIONS)
         self.turning = (kinds == DIRECTIONS.index("turning"))[:, None, None]
         random = (kinds == DIRECTIONS.index("random"))[:, None, None]
         # Pools of coprime sizes: 127 x 128 pairs pass before one comes again.
         self.pools = []
-        for size in (127, 128):
+        for size, n in ((127, rows), (128, columns)):
             frames = torch.linalg.qr(torch.randn(size, m, n, rank, dtype=like.dtype)).Q
             self.pools.append(torch.where(random, frames, frames[0]) * (LENGTH / rank**0.5) ** 0.5)
+        # One that turns multiplies the weight by a matrix of rank k from the right, at the side of its columns.
+        shape = (m, columns, rank)
+        self.turn = torch.linalg.qr(torch.randn(shape, dtype=like.dtype)).Q * (LENGTH / rank**0.5) ** 0.5
 
     def at(self, weight: Tensor, step: int) -> Tensor:
-        """The gradient `(m, n, n)` at a step, of which that of a turning matrix depends on where it is."""
+        """The gradient `(m, rows, n)` at a step, of which that of a turning matrix depends on where it is."""
         left, right = (pool[step % len(pool)] for pool in self.pools)
-        return torch.where(self.turning, weight @ left, left) @ right.mH
+        return torch.where(self.turning, weight @ self.turn, left) @ right.mH
 
 
 class Ours:
@@ -102,18 +105,18 @@ def pogo(w: Tensor, skew: Tensor) -> Tensor:
     return m * 1.5 - m @ (m.mT @ m) * 0.5
 
 
-def ours(variant: str, rank: int, retract_every: int | None, conv: bool) -> Ours:
-    """A stack, or the blocks of a convolution: 4 real and 6 complex ones, of 64 x 64."""
+def ours(variant: str, rank: int, retract_every: int | None, kind: str) -> Ours:
+    """A stack, of 64 x 64 or 256 x 64, or the blocks of a convolution: 4 real and 6 complex ones, of 64 x 64."""
     rule = UpdateRule(variant, rank=rank, lr=1.0, retract_every=retract_every, direction="gradient")
-    return Ours(OrthogonalConv2d(SIZE, SIZE, input_size=4, update=rule) if conv else Stack(STACK, SIZE, rule), rank)
+    if kind == "conv-":
+        return Ours(OrthogonalConv2d(SIZE, SIZE, input_size=4, update=rule), rank)
+    return Ours(Stack(WIDE if kind == "tall-" else SIZE, SIZE, rule), rank)
 
 
 Walk = Ours | Theirs
 CASES: dict[str, Callable[[], Walk]] = {
-    f"{'conv-' if conv else ''}{variant}{rank}{'' if every is None else '-without'}": partial(
-        ours, variant, rank, every, conv
-    )
-    for conv, every in ((False, None), (True, None), (False, 0))
+    f"{kind}{variant}{rank}{'' if every is None else '-without'}": partial(ours, variant, rank, every, kind)
+    for kind, every in (("", None), ("tall-", None), ("conv-", None), ("", 0))
     for variant in "TD"
     for rank in (1, 4)
 } | {

@@ -101,10 +101,12 @@ def test_a_weight_with_nan_is_not_loaded(entry, assign):
     ("ours", "theirs", "names"),
     [
         (lambda: UnitaryLinear(8, 8), lambda: nn.Linear(8, 8), ["weight"]),
+        (lambda: UnitaryLinear(8, 3), lambda: nn.Linear(8, 3), ["weight"]),
+        (lambda: UnitaryLinear(3, 8), lambda: nn.Linear(3, 8), ["weight"]),
         (lambda: UnitaryRNN(3, 8, 2), lambda: nn.RNN(3, 8, 2), ["weight_hh_l0", "weight_hh_l1"]),
         (lambda: UnitaryRNNCell(3, 8), lambda: nn.RNNCell(3, 8), ["weight_hh"]),
     ],
-    ids=["linear", "rnn", "cell"],
+    ids=["linear", "wide", "tall", "rnn", "cell"],
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_weights_of_torchs_layers_are_retracted_with_a_warning(ours, theirs, names, device):
@@ -115,7 +117,12 @@ def test_weights_of_torchs_layers_are_retracted_with_a_warning(ours, theirs, nam
         module.load_state_dict(state, strict=True, assign=device == "meta")
     for name, warning in zip(names, caught, strict=True):
         assert f"{name!r}" in str(warning.message)
+        moved = (nearest_unitary(state[name]) - state[name]).norm() / state[name].norm()
+        assert f"|W' - W| / |W| = {moved:.1e} away" in str(warning.message)
     assert_unitary(module)
+    missing, unexpected = theirs().load_state_dict(module.state_dict(), strict=False)
+    assert not missing
+    assert set(unexpected) == {f"{name}_count" for name in names}
     for name, value in module.state_dict().items():
         if name in names:
             assert torch.equal(value, nearest_unitary(state[name]))

@@ -12,6 +12,8 @@ EPS = torch.finfo(torch.float32).eps
 N, STEPS, PERIOD = 16, 600, 20
 LAYERS = {
     "real": lambda rule: UnitaryLinear(N, N, bias=False, update=rule),
+    "tall": lambda rule: UnitaryLinear(N // 2, N, bias=False, update=rule),
+    "wide": lambda rule: UnitaryLinear(N, N // 2, bias=False, update=rule),
     "conv, real and complex": lambda rule: OrthogonalConv2d(N, N, input_size=(1, 4), update=rule),
 }
 

@@ -21,8 +21,8 @@ def check_dense(name: str, x: Tensor, *, sparse: bool = False) -> None:
         raise ValueError(f"expected {name} to be a dense tensor, got {x.dtype} of layout {x.layout}")
 
 
-def check_matrix(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATING, *, square: bool = False) -> None:
-    """Refuses what is not a dense floating point matrix ``(..., m, n)``, or ``(..., n, n)``.
+def check_matrix(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATING) -> None:
+    """Refuses what is not a dense floating point matrix ``(..., m, n)``.
 
     Raises:
         TypeError: for what is not a tensor.
@@ -30,9 +30,8 @@ def check_matrix(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATIN
     """
     check_dense(name, x)
     check_dtype(f"{name} to be a floating point matrix", x.dtype, dtypes)
-    if x.ndim < 2 or (square and x.size(-1) != x.size(-2)):
-        expected = f"a square {name} (..., n, n)" if square else f"{name} of shape (..., m, n)"
-        raise ValueError(f"expected {expected}, got shape {tuple(x.shape)}")
+    if x.ndim < 2:
+        raise ValueError(f"expected {name} of shape (..., m, n), got shape {tuple(x.shape)}")
 
 
 def check_generator(generator: torch.Generator | None) -> None:
