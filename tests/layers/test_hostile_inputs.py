@@ -116,7 +116,9 @@ def test_a_layer_without_gradients_does_not_step(entry):
     assert all(torch.equal(value, before[name]) for name, value in snapshot(module).items())
 
 
-@pytest.mark.parametrize("name", ["conv-full", "conv-full-fft", "conv-local", "conv-1d", "conv-3d-local", "stiefel", "stiefel-transposed"])
+@pytest.mark.parametrize(
+    "name", ["conv-full", "conv-full-fft", "conv-local", "conv-1d", "conv-3d-local", "stiefel", "stiefel-transposed"]
+)
 def test_a_convolution_tells_the_dtype_and_device_it_wants(name):
     entry = next(entry for entry in ENTRIES if entry.name == name)
     for x, got in ((entry.input().long(), "int64 on cpu"), (entry.input().to("meta"), "float32 on meta")):
