@@ -208,6 +208,7 @@ def test_the_model_itself_may_be_a_layer():
 
 
 WRONG = (
+    ({"include": [1]}, "expected patterns of names in include, got 1"),
     ({"include": ["stem"]}, "'stem', which matches none"),
     ({"exclude": "stem"}, "'stem', which matches none"),
     ({"start": "zero"}, "expected start"),
@@ -220,7 +221,7 @@ WRONG = (
 def test_wrong_options_change_nothing(options, message):
     model = nn.Sequential(nn.Linear(N, N))
     before = state(model)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         convert(model, **options)
     assert same(state(model), before)
     assert type(model[0]) is nn.Linear
@@ -333,6 +334,37 @@ def test_a_tie_to_what_is_not_converted_leaves_a_layer_alone(options):
     tied["a"].weight = tied["b"].weight
     report = convert(tied, exclude="a", **options)
     assert [row.note for row in report] == ["excluded", "it shares its weight with 'a', which stays as it is", ""]
+
+
+def test_a_tie_of_isometries_is_kept():
+    model, x = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)), torch.randn(2, 4, 5, 5)
+    model[1].weight = model[0].weight
+    convert(model, conv="isometry")
+    assert model[0].weight is model[1].weight
+    assert model[0].shifts is model[1].shifts
+    y = model(x)
+    revert(model)
+    assert model[0].weight is model[1].weight
+    assert_rounding(model(x), y, n=100)
+
+
+def test_a_weight_of_zeros_becomes_unitary():
+    model = nn.Sequential(nn.Linear(N, N))
+    nn.init.zeros_(model[0].weight)
+    assert convert(model)[0].moved == math.inf
+    assert_unitary(model)
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        frozen = nn.Sequential(nn.Linear(N, N))
+    assert "inference mode" in convert(frozen)[0].note
+    model = nn.Sequential(nn.Linear(N, N))
+    with torch.inference_mode():
+        convert(model)
+    model(torch.randn(3, N)).sum().backward()
+    unitary_layers.projunn_step(model)
+    assert_unitary(model)
 
 
 MAPS = ("matrix_exp", "cayley", "householder")
@@ -500,7 +532,9 @@ def test_full_support_becomes_a_circular_convolution(size, stride):
 
 
 def test_a_kernel_that_is_divided_is_reverted_divided():
-    model, x = nn.Sequential(unitary_layers.StiefelConv2d(3, 3, 3, padding=1, normalize=True)), torch.randn(2, 3, 5, 5)
+    layers = [unitary_layers.StiefelConv2d(3, 3, 3, s, padding=1, normalize=n) for s, n in ((1, 1), (2, 1), (1, 0))]
+    model, x = nn.Sequential(*layers), torch.randn(2, 3, 5, 5)
+    model[1].weight = model[2].weight = model[0].weight  # each divides it by another number
     y = model(x)
     revert(model)
     assert_rounding(model(x), y, n=30)

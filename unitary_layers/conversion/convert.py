@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
@@ -19,6 +20,7 @@ from .values import give_values
 STARTS, CONVOLUTIONS = ("nearest", "init"), ("stiefel", "isometry")
 
 
+@torch.inference_mode(False)  # in which nothing could be trained
 def convert(
     model: nn.Module,
     *,
@@ -64,7 +66,7 @@ def convert(
         A table of what became of each layer.
 
     Raises:
-        TypeError: for what is not a module.
+        TypeError: for what is not a module, and for a pattern that is not a string.
         ValueError: for an unknown option, a pattern that no layer has, or a weight with NaN or infinity. Then nothing
             has been changed.
 
@@ -93,6 +95,7 @@ def convert(
     return _carry_out(layers, swaps, reasons)
 
 
+@torch.inference_mode(False)
 def revert(model: nn.Module) -> Report:
     """Makes the layers of this package in a model torch's own again, in place; the model does the same as before.
 
@@ -151,6 +154,8 @@ def _matching(model: nn.Module, layers: dict[str, nn.Module], **given: str | Ite
     wanted, found = {id(layer) for layer in layers.values()}, set()
     names = [(name, id(layer)) for name, layer in model.named_modules(remove_duplicate=False) if id(layer) in wanted]
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"expected patterns of names in {option}, got {pattern!r}")
         matching = {key for name, key in names if any(fnmatchcase(outer, pattern) for outer in _outer(name))}
         if not matching and pattern != "*":
             raise ValueError(f"expected patterns of layers in {option}, got {pattern!r}, which matches none")

@@ -84,7 +84,8 @@ def back(layer: nn.Module, parent: nn.Module | None) -> Swap:
     if dtypes and not layer.is_complex:  # a half precision one, in which unitary weights are not kept
         values = {name: value.to(dtypes[0]) for name, value in values.items()}
     known = frozenset(vars(built(type(layer), _again(layer, kind), device="meta")))
-    return Swap(layer, twin, {name: value.contiguous() for name, value in values.items()}, known)
+    scale = layer.scale if isinstance(layer, StiefelNd) else 1.0
+    return Swap(layer, twin, {name: value.contiguous() for name, value in values.items()}, known, scale)
 
 
 def _kind_of(layer: nn.Module) -> Kind:
@@ -115,7 +116,9 @@ def _check_sources(layer: nn.Module, twin: nn.Module) -> None:
         source, is_computed = source_of(layer, name), name not in layer._parameters
         if source is None or (is_computed and name not in unitary):
             raise LeaveAlone(f"its {name} is computed by {_parametrisation(layer, name)}")
-        if type(source) is not nn.Parameter or source.is_inference():
+        if source.is_inference():
+            raise LeaveAlone(f"its {name} was made in inference mode, and cannot be trained")
+        if type(source) is not nn.Parameter:
             raise LeaveAlone(f"its {name} is no ordinary parameter, but of type {type(source).__name__}")
 
 

@@ -28,6 +28,7 @@ class Swap:
         twin: a layer of the other class with the same arguments, of which the layer gets class and contents.
         values: what the twin's parameters are to be, where that is not what the layer's are: ``(*shape)`` each.
         known: names of the attributes that the layer's present class makes; others are the user's.
+        scale: by what a stored weight is multiplied in the twin; others that hold it keep it as it is.
         moved: ``|W - W'| / |W|`` of its weights, or None.
         note: for the report.
     """
@@ -36,6 +37,7 @@ class Swap:
     twin: nn.Module
     values: dict[str, Tensor]
     known: frozenset[str] = field(default_factory=frozenset)
+    scale: float = 1.0
     moved: float | None = None
     note: str = ""
 
@@ -55,12 +57,12 @@ def parametrizations_of(layer: nn.Module) -> dict[str, nn.Module]:
 @torch.no_grad()
 def exchange(swaps: dict[str, Swap]) -> None:
     """Carries out what was prepared, and forgets it; tied parameters stay tied."""
-    new: dict[tuple[int, str], nn.Parameter] = {}  # in the place of parameters of another shape
+    new: dict[tuple[int, str, float], nn.Parameter] = {}  # in the place of parameters of another shape
     for name in list(swaps):
         _exchange(swaps.pop(name), new)
 
 
-def _exchange(swap: Swap, new: dict[tuple[int, str], nn.Parameter]) -> None:
+def _exchange(swap: Swap, new: dict[tuple[int, str, float], nn.Parameter]) -> None:
     layer, twin = swap.layer, swap.twin
     device = next(layer.parameters()).device
     for name, present in list(twin._parameters.items()):
@@ -87,16 +89,18 @@ def _exchange(swap: Swap, new: dict[tuple[int, str], nn.Parameter]) -> None:
 
 
 def _parameter(
-    source: nn.Parameter | None, name: str, present: Tensor, swap: Swap, new: dict[tuple[int, str], nn.Parameter]
+    source: nn.Parameter | None, name: str, present: Tensor, swap: Swap, new: dict[tuple[int, str, float], nn.Parameter]
 ) -> nn.Parameter:
     """The layer's own parameter with its new value; or a new one, where there is none of the new shape."""
     value = swap.values.get(name)
-    if source is not None and source.shape == present.shape and source.is_complex() == present.is_complex():
+    is_scaled = name == "weight" and swap.scale != 1
+    fits = source is not None and (source.shape, source.is_complex()) == (present.shape, present.is_complex())
+    if source is not None and fits and not is_scaled:
         if value is not None and not _copied(value, source):
             source.data = value
         return source
     weight = source_of(swap.layer, "weight") if source is None else source
-    key = (id(weight), name)
+    key = (id(weight), name, swap.scale)
     if key not in new:
         value = present.detach() if value is None else value
         new[key] = nn.Parameter(value, requires_grad=weight is None or weight.requires_grad)
