@@ -35,13 +35,17 @@ LEVELS = (
     ("layers.base.inputs", "layers.base.symbolic", "layers.base.states", "layers.base.loading", "layers.base.methods"),
     ("layers.base.module", "layers.base.forward"),
     ("layers.base",),
-    ("layers.activation", "layers.linear"),
+    ("layers.activation", "layers.linear", "layers.attention"),
     ("layers.recurrent.packed", "layers.recurrent.fused", "layers.recurrent.operator", "layers.recurrent.scan"),
     ("layers.recurrent.cell", "layers.recurrent.rnn"),
     ("layers.recurrent",),
     ("layers.conv.full", "layers.conv.local", "layers.conv.support", "layers.conv.padding"),
-    ("layers.conv.convnd", "layers.conv.conv", "layers.conv"),
+    ("layers.conv.convnd", "layers.conv.conv"),
+    ("layers.conv.reads", "layers.conv.stiefelnd", "layers.conv.stiefel", "layers.conv.stiefel_transpose"),
+    ("layers.conv",),
     ("layers",),
+    ("conversion.report", "conversion.kinds", "conversion.swap", "conversion.plan", "conversion.values"),
+    ("conversion.ties", "conversion.convert", "conversion"),
     ("models.arguments", "models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel", "models"),
     ("testing",),
     ("",),
@@ -172,6 +176,9 @@ def test_functions_are_short():
 def test_every_public_name_is_at_the_door():
     promised = "UnitaryLinear UnitaryRNN UnitaryRNNCell ModReLU GroupSort UpdateRule projunn_step attach ProjUNN"
     promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty space_to_depth depth_to_space"
+    promised += " StiefelConv1d StiefelConv2d"
+    promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
+    promised += " UnitaryMultiheadAttention convert revert"
     promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []

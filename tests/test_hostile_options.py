@@ -17,6 +17,8 @@ from unitary_layers import (
     OrthogonalConv2d,
     OrthoResNet,
     ProjUNN,
+    StiefelConv2d,
+    StiefelConvTranspose2d,
     UnitaryLinear,
     UnitaryPixelRNN,
     UnitaryRNN,
@@ -70,6 +72,7 @@ class Optimised(nn.Module):
 
 LAYER = "device dtype update init gradient"
 CONV = f"in_channels out_channels kernel_size stride padding dilation groups padding_mode input_size transform {LAYER}"
+SIDES = "in_channels out_channels kernel_size stride padding dilation groups padding_mode normalize"
 CASES = {
     "UpdateRule": (
         with_rule,
@@ -97,6 +100,13 @@ CASES = {
     ),
     "full": (OrthogonalConv2d, {"in_channels": 4, "out_channels": 4, "input_size": 4}, CONV, (2, 4, 4, 4)),
     "local": (OrthogonalConv2d, {"in_channels": 4, "out_channels": 4, "kernel_size": 2}, CONV, (2, 4, 4, 4)),
+    "StiefelConv2d": (StiefelConv2d, {"in_channels": 4, "out_channels": 4, "kernel_size": 2}, SIDES, (2, 4, 4, 4)),
+    "StiefelConvTranspose2d": (
+        StiefelConvTranspose2d,
+        {"in_channels": 4, "out_channels": 4, "kernel_size": 2},
+        f"{SIDES} output_padding",
+        (2, 4, 4, 4),
+    ),
     "ModReLU": (ModReLU, {"num_features": 4}, "num_features device dtype", (2, 4)),
     "GroupSort": (GroupSort, {}, "group_size dim", lambda layer: layer(torch.randn(2, 4))),
     "ProjUNN": (

@@ -13,14 +13,25 @@ Example:
 """
 
 from ._version import __version__ as __version__
+from .conversion import Conversion as Conversion
+from .conversion import Report as Report
+from .conversion import convert as convert
+from .conversion import revert as revert
 from .layers import GroupSort as GroupSort
 from .layers import ModReLU as ModReLU
 from .layers import OrthogonalConv1d as OrthogonalConv1d
 from .layers import OrthogonalConv2d as OrthogonalConv2d
 from .layers import OrthogonalConv3d as OrthogonalConv3d
+from .layers import StiefelConv1d as StiefelConv1d
+from .layers import StiefelConv2d as StiefelConv2d
+from .layers import StiefelConv3d as StiefelConv3d
+from .layers import StiefelConvTranspose1d as StiefelConvTranspose1d
+from .layers import StiefelConvTranspose2d as StiefelConvTranspose2d
+from .layers import StiefelConvTranspose3d as StiefelConvTranspose3d
 from .layers import UnitaryLinear as UnitaryLinear
 from .layers import UnitaryMethods as UnitaryMethods
 from .layers import UnitaryModule as UnitaryModule
+from .layers import UnitaryMultiheadAttention as UnitaryMultiheadAttention
 from .layers import UnitaryRNN as UnitaryRNN
 from .layers import UnitaryRNNCell as UnitaryRNNCell
 from .linalg import depth_to_space as depth_to_space

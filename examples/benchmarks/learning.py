@@ -71,6 +71,7 @@ def train(name: str, task: Task, contender: str, rate: float, seed: int) -> Row:
         for schedule in schedules:
             schedule.step()
     seconds = time.process_time() - started
+    learner.model.eval()
     with torch.no_grad():
         metric = task.test(learner)
     last = statistics.fmean(losses[-math.ceil(task.steps / 6) :])

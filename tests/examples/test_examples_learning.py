@@ -13,12 +13,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "benchmarks"))
 
 import learning
-from learning_tasks import METRICS, TASKS, sequences
+from learning_tasks import METRICS, TASKS, images, sequences
 from learning_tasks.contenders import CONTENDERS, Muon, available
 from learning_tasks.results import Row, Table, standings
 from learning_tasks.verdicts import report
 
+from unitary_layers import unitary_weights
 from unitary_layers.linalg import haar_unitary
+from unitary_layers.testing import assert_unitary
 
 CHOSEN = ("frozen", "parametrizations", "muon", "ours")
 
@@ -61,6 +63,19 @@ def test_all_contenders_start_alike():
     assert {name: len(found) for name, found in losses.items()} == {"deep": 1, "pixels": 1}
 
 
+def test_kernels_compete_by_their_matrices(monkeypatch):
+    """Those without a constraint as torch's own layers."""
+    x, y = torch.randn(40, 3, 8, 8), torch.arange(40) % 10
+    monkeypatch.setattr(images, "cifar", lambda _root: ((x, y), (x, y)))
+    task = TASKS["kernels"](Path("data"), steps=1)
+    runs = [learning.train("kernels", task, name, 1e-3, 0) for name in ("frozen", "parametrizations", "ours")]
+    assert len({round(run.loss, 4) for run in runs}) == 1
+    assert all(run.error < 1e-4 and 0 <= run.metric <= 100 for run in runs)
+    learner = CONTENDERS["nesterov"].make(task, 0.1)
+    assert learner.optimizers[0].defaults["nesterov"]
+    assert not any(True for _ in unitary_weights(learner.model))
+
+
 def test_best_rate_of_the_first_seed_runs_with_the_others(tmp_path, monkeypatch):
     table, task = Table(tmp_path / "learning.csv"), TASKS["deep"](Path("data"), steps=10)
     losses = {0.1: 3.0, 0.2: 2.0, 0.4: 1.0, 0.8: math.inf}
@@ -87,6 +102,13 @@ def test_the_slow_twin_turns_all_planes_by_one_angle():
     angles = torch.linalg.eigvals(start.mT @ weight.detach()).angle().abs()
     torch.testing.assert_close(angles, torch.full_like(angles, 0.1))
     assert float(((weight.detach() - start) * weight.grad).sum()) < 0
+    for shape in ((3, 6), (6, 3)):
+        start = haar_unitary(*shape, dtype=torch.float64)
+        weight = torch.nn.Parameter(start.clone())
+        weight.grad = torch.randn(shape, dtype=torch.float64)
+        Muon([weight], lr=0.1).step()
+        assert_unitary(weight)
+        assert float(((weight.detach() - start) * weight.grad).sum()) < 0
 
 
 def _row(contender: str, loss: float, metric: float = 50.0, seconds: float = 1.0, rate: float = 1.0) -> Row:

@@ -13,7 +13,11 @@ from unitary_layers import (
     OrthogonalConv1d,
     OrthogonalConv2d,
     OrthogonalConv3d,
+    StiefelConv1d,
+    StiefelConv2d,
+    StiefelConvTranspose2d,
     UnitaryLinear,
+    UnitaryMultiheadAttention,
     UnitaryRNN,
     UnitaryRNNCell,
     UpdateRule,
@@ -76,6 +80,17 @@ def recurrent(**fixed: Any) -> Callable[..., nn.Module]:
     return lambda **options: UnitaryRNN(5, N, **fixed, **options)
 
 
+class SelfAttention(nn.Module):
+    """Attention of a sequence to itself, as the layers take it: one input, one output."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.attention = UnitaryMultiheadAttention(N, 2, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]  # with weights: torch's kernel without them takes no vmap and no jvp
+
+
 ENTRIES = (
     Entry("linear", lambda **o: UnitaryLinear(N, N, **o), (BATCH, N)),
     Entry("linear-without-bias", lambda **o: UnitaryLinear(N, N, bias=False, **o), (BATCH, N)),
@@ -96,6 +111,15 @@ ENTRIES = (
     Entry("conv-local", lambda **o: OrthogonalConv2d(N, N, 3, **o), (BATCH, N, 4, 5)),
     Entry("conv-1d", lambda **o: OrthogonalConv1d(N, N, input_size=5, bias=False, **o), (BATCH, N, 5)),
     Entry("conv-3d-local", lambda **o: OrthogonalConv3d(N, N, 2, **o), (BATCH, N, 2, 3, 4)),
+    Entry("attention", SelfAttention, (STEPS, BATCH, N)),
+    Entry("stiefel", lambda **o: StiefelConv2d(5, N, 3, padding=1, **o), (BATCH, 5, 4, 3)),
+    Entry(
+        "stiefel-grouped",
+        lambda **o: StiefelConv2d(4, N, 2, 2, 1, groups=2, padding_mode="reflect", normalize=True, **o),
+        (BATCH, 4, 4, 3),
+    ),
+    Entry("stiefel-complex", lambda **o: StiefelConv1d(3, N, 2, bias=False, **o), (BATCH, 3, 4), is_complex=True),
+    Entry("stiefel-transposed", lambda **o: StiefelConvTranspose2d(N, 5, 2, stride=2, **o), (BATCH, N, 2, 3)),
     Entry("sequential", sequential, (BATCH, 5)),
     Entry("linear-factored", lambda **o: UnitaryLinear(N, N, gradient="factored", **o), (BATCH, N)),
     Entry("linear-wide-factored", lambda **o: UnitaryLinear(N, 5, gradient="factored", **o), (BATCH, N)),

@@ -13,6 +13,8 @@ from unitary_layers import (
     OrthogonalConv1d,
     OrthogonalConv2d,
     OrthogonalConv3d,
+    StiefelConv2d,
+    StiefelConvTranspose2d,
     UnitaryLinear,
     UnitaryRNN,
     UnitaryRNNCell,
@@ -79,6 +81,8 @@ PAIRS = {
         nn.Conv2d(4, 4, 3, padding=1),
         (0, 4, 6, 6),
     ),
+    "stiefel": (StiefelConv2d(4, 8, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1), (0, 4, 6, 6)),
+    "stiefel, transposed": (StiefelConvTranspose2d(4, 8, 3), nn.ConvTranspose2d(4, 8, 3), (0, 4, 6, 6)),
     "conv 1d": (OrthogonalConv1d(4, 4, 3), nn.Conv1d(4, 4, 3, padding=1), (0, 4, 6)),
     "conv 3d": (OrthogonalConv3d(4, 4, 3), nn.Conv3d(4, 4, 3, padding=1), (0, 4, 6, 6, 6)),
 }
@@ -112,7 +116,9 @@ def test_a_layer_without_gradients_does_not_step(entry):
     assert all(torch.equal(value, before[name]) for name, value in snapshot(module).items())
 
 
-@pytest.mark.parametrize("name", ["conv-full", "conv-full-fft", "conv-local", "conv-1d", "conv-3d-local"])
+@pytest.mark.parametrize(
+    "name", ["conv-full", "conv-full-fft", "conv-local", "conv-1d", "conv-3d-local", "stiefel", "stiefel-transposed"]
+)
 def test_a_convolution_tells_the_dtype_and_device_it_wants(name):
     entry = next(entry for entry in ENTRIES if entry.name == name)
     for x, got in ((entry.input().long(), "int64 on cpu"), (entry.input().to("meta"), "float32 on meta")):
@@ -124,7 +130,7 @@ def test_a_convolution_tells_the_dtype_and_device_it_wants(name):
 def test_what_is_no_tensor_is_a_type_error(entry):
     layer = entry.make()
     layer = layer[2] if entry.name == "sequential" else layer
-    with pytest.raises(TypeError, match=r"expected input of \w+ to be a tensor, got list"):
+    with pytest.raises(TypeError, match=r"expected \w+ of \w+ to be a tensor, got list"):
         layer([[1.0]])
 
 

@@ -37,6 +37,13 @@ def owners() -> list[UnitaryOwner]:
         return list(_owners)
 
 
+def forget_owner(module: object) -> None:
+    """Takes a module that has become another kind of module from the list of :func:`register_owner`."""
+    with _lock:
+        if _owners.pop(module, True) is None:  # type: ignore[call-overload]  # any module may be asked for
+            _registrations[0] += 1
+
+
 def owners_of(parameters: Iterable[Tensor]) -> list[UnitaryOwner]:
     """The living modules that have one of the parameters as a unitary weight, the first made first."""
     wanted = set(map(id, parameters))

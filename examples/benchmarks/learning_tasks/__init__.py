@@ -14,6 +14,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "copying": sequences.copying,
     "adding": sequences.adding,
     "conv": images.conv,
+    "kernels": images.kernels,
     "vit": images.vit,
     "characters": sequences.characters,
     "minesweeper": graphs.minesweeper,

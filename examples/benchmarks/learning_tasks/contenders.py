@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import orthogonal
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from unitary_layers import ProjUNN, UpdateRule, attach, unitary_weights
 from unitary_layers.linalg import unitarity_error
@@ -33,7 +33,7 @@ class Learner:
     Args:
         model: with unitary layers.
         optimizers: of all parameters.
-        lent: gives the unitary weights that the model is to use, by name; None for its own.
+        lent: gives the unitary matrices that the model is to use, by the names of its weights; None for its own.
     """
 
     def __init__(
@@ -42,7 +42,10 @@ class Learner:
         self.model, self.optimizers, self.lent = model, list(optimizers), lent
 
     def __call__(self, x: Any) -> Tensor:
-        return self.model(x) if self.lent is None else functional_call(self.model, self.lent(), (x,))
+        if self.lent is None:
+            return self.model(x)
+        lent = {name: matrix.reshape(self.model.get_parameter(name).shape) for name, matrix in self.lent().items()}
+        return functional_call(self.model, lent, (x,))
 
     def step(self) -> None:
         for optimizer in self.optimizers:
@@ -108,14 +111,15 @@ def frozen(task: Task, _rate: float) -> Learner:
     return Learner(model, [_adamw([p for p in model.parameters() if p.requires_grad], task.lr)])
 
 
-def unconstrained(task: Task, rate: float) -> Learner:
+def unconstrained(task: Task, rate: float, make: Callable[..., Optimizer] | None = None) -> Learner:
     """Weights without a constraint, from the same start, or the layers of torch where those are others."""
+    make = _adamw if make is None else make
     if task.plain is not None:
         model = task.plain()
-        return Learner(model, [_adamw(model.parameters(), rate)])
+        return Learner(model, [make(model.parameters(), rate)])
     model, start, rest = _split(task)
     points = {name: nn.Parameter(w) for name, w in start.items()}
-    return Learner(model, [_adamw(rest, task.lr), _adamw(points.values(), rate)], lambda: points)
+    return Learner(model, [_adamw(rest, task.lr), make(points.values(), rate)], lambda: points)
 
 
 def parametrized(task: Task, rate: float) -> Learner:
@@ -171,22 +175,28 @@ class Muon(Optimizer):
             for p in group["params"]:
                 m = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 m.mul_(group["momentum"]).add_(p.grad)
-                s = p.mT @ m
+                w, m = (p.mT, m.mT) if p.size(-2) > p.size(-1) else (p, m)  # the larger side turns
+                s = w.mT @ m
                 u, _, vh = torch.linalg.svd(s - s.mT)
                 j = u @ vh
-                p.copy_(p @ torch.linalg.matrix_exp(group["lr"] / 2 * (j.mT - j)))
+                turned = w @ torch.linalg.matrix_exp(group["lr"] / 2 * (j.mT - j))
+                p.copy_(turned.mT if w is not p else turned)
 
 
 def _adamw(params: Iterable[Tensor], lr: float) -> AdamW:
     return AdamW(params, lr=lr, weight_decay=0.0)
 
 
+def _nesterov(params: Iterable[Tensor], lr: float) -> SGD:
+    return SGD(params, lr=lr, momentum=0.9, nesterov=True)
+
+
 def _split(task: Task) -> tuple[nn.Module, Weights, list[nn.Parameter]]:
-    """A model, copies of its unitary weights by name, and its other parameters."""
+    """A model, copies of its unitary matrices by the names of its weights, and its other parameters."""
     model = task.model()
-    weights = {weight.name: weight.parameter for weight in unitary_weights(model)}
-    rest = [p for p in model.parameters() if all(p is not w for w in weights.values())]
-    return model, {name: w.detach().clone() for name, w in weights.items()}, rest
+    weights = list(unitary_weights(model))
+    rest = [p for p in model.parameters() if all(p is not weight.parameter for weight in weights)]
+    return model, {weight.name: weight.matrix.clone() for weight in weights}, rest
 
 
 def _parametrized(start: Tensor) -> nn.Module:
@@ -197,6 +207,7 @@ def _parametrized(start: Tensor) -> nn.Module:
 
 CONTENDERS = {
     "unconstrained": Contender(unconstrained, (3e-4, 1e-3, 3e-3), (3e-4, 1e-3, 3e-3)),
+    "nesterov": Contender(partial(unconstrained, make=_nesterov), (0.01, 0.03, 0.1), (0.003, 0.01, 0.03)),
     "frozen": Contender(frozen),
     "parametrizations": Contender(parametrized, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
     "geoopt": Contender(geoopt, (0.03, 0.1, 0.3, 1.0, 3.0), (0.003, 0.01, 0.03, 0.1, 0.3), "geoopt"),

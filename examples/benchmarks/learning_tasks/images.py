@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 from torchvision.datasets import CIFAR10
 
-from unitary_layers import GroupSort, OrthogonalConv2d, UnitaryLinear
+from unitary_layers import GroupSort, OrthogonalConv2d, StiefelConv2d, UnitaryLinear
 
 from .task import SQUARES, Call, Task, accuracy, drawn
 
@@ -122,6 +122,23 @@ def _conv(root: Path, layer: Callable[[], nn.Module], steps: int) -> Task:
 def conv(root: Path, steps: int = 150) -> Task:
     """CIFAR-10 by local orthogonal convolutions."""
     return _conv(root, partial(OrthogonalConv2d, CHANNELS, CHANNELS, 3, init="haar"), steps)
+
+
+def pyramid(layer: Callable[..., nn.Module]) -> nn.Module:
+    """Three groups of two convolutions, each of which halves the sides, with batch norm and GELU."""
+    parts, inside = [], 3
+    for width in (32, 64, 64):
+        first, second = layer(inside, width, 3, padding="same"), layer(width, width, 3, padding="same")
+        parts += [first, nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.GELU(), second, nn.BatchNorm2d(width), nn.GELU()]
+        inside = width
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, 10))
+
+
+def kernels(root: Path, steps: int = 90) -> Task:
+    """7,500 images of CIFAR-10 by convolutions with orthonormal kernels, three epochs."""
+    (x, y), test = cifar(root)
+    models = {"model": partial(pyramid, StiefelConv2d), "plain": partial(pyramid, nn.Conv2d)}
+    return Task(batch=drawn(x[:7500], y[:7500], 250), test=accuracy(*test), steps=steps, lr=1e-2, **models)
 
 
 class Block(nn.Module):

@@ -61,6 +61,15 @@ def as_sides(name: str, value: Sides, sides: int, least: int = 1) -> tuple[int, 
     return tuple(given)
 
 
+def check_channels(in_channels: int, out_channels: int, groups: int) -> None:
+    """Refuses numbers of channels that groups does not divide, by a ``ValueError``."""
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(
+            "expected numbers of channels that groups divides, got "
+            f"in_channels={in_channels}, out_channels={out_channels}, groups={groups}"
+        )
+
+
 def check_input(layer: str, x: Tensor, like: Tensor) -> None:
     """Refuses an input that a convolution with parameters like this one would take for something else.
 

@@ -1,5 +1,11 @@
-"""Orthogonal convolutions in the place of torch's, with local and with full support."""
+"""Convolutions in the place of torch's: orthogonal maps with local and full support, and orthonormal kernels."""
 
 from .conv import OrthogonalConv1d as OrthogonalConv1d
 from .conv import OrthogonalConv2d as OrthogonalConv2d
 from .conv import OrthogonalConv3d as OrthogonalConv3d
+from .stiefel import StiefelConv1d as StiefelConv1d
+from .stiefel import StiefelConv2d as StiefelConv2d
+from .stiefel import StiefelConv3d as StiefelConv3d
+from .stiefel_transpose import StiefelConvTranspose1d as StiefelConvTranspose1d
+from .stiefel_transpose import StiefelConvTranspose2d as StiefelConvTranspose2d
+from .stiefel_transpose import StiefelConvTranspose3d as StiefelConvTranspose3d

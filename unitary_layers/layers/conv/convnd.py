@@ -10,12 +10,12 @@ from torch.fx import Proxy
 from ...init import haar_, identity_
 from ...projunn.rule import UpdateRule
 from ..base.forward import factored_weight, in_use, watch_own
-from ..base.inputs import Sides, as_sides, as_size, check_input
+from ..base.inputs import Sides, as_sides, as_size, check_channels, check_input
 from ..base.module import UnitaryModule
 from .full import BASIS_POINTS, FullSupport
 from .local import LocalSupport
 from .padding import check_padding
-from .support import check_channels, described, support_of
+from .support import described, support_of
 
 TRANSFORMS = ("auto", "basis", "fft")
 

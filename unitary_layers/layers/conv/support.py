@@ -22,12 +22,3 @@ def support_of(description: Description) -> FullSupport | LocalSupport:
     """The support of a description."""
     name, values = description
     return {"FullSupport": FullSupport, "LocalSupport": LocalSupport}[name](*values)
-
-
-def check_channels(in_channels: int, out_channels: int, groups: int) -> None:
-    """Refuses groups that do not divide the channels, with ``ValueError``."""
-    if in_channels % groups or out_channels % groups:
-        raise ValueError(
-            "expected numbers of channels that groups divides, got "
-            f"in_channels={in_channels}, out_channels={out_channels}, groups={groups}"
-        )
