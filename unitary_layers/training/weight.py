@@ -43,7 +43,7 @@ class Seen:
 
     def is_overlooked(self, parameter: Tensor) -> bool:
         """Whether something has written it without being counted; off the CPU the host waits for the answer."""
-        if self._sum is None or not self.is_counted(parameter):
+        if self._sum is None or parameter.is_meta or not self.is_counted(parameter):
             return False
         return not torch.equal(self._sum, _sum_of_some(parameter))
 

@@ -50,11 +50,13 @@ def value_in_use(module: UnitaryModule, name: str, like: Tensor | None = None) -
     return value.to(like.dtype) if like is not None and like.dtype in HALF else value
 
 
-def in_use(module: UnitaryModule, name: str) -> Tensor:
+def in_use(module: nn.Module, name: str) -> Tensor:
     """A unitary weight, as it is stored: the parameter, or in evaluation the nearest unitary one.
 
     Its gradient is taken for that of the parameter. See Note [Averages of weights].
     """
+    if not isinstance(module, UnitaryModule):  # a scripted layer
+        return getattr(module, name)  # type: ignore[no-any-return]  # of a module, which has more than tensors
     parameter = own_parameter(module, name)
     if module.training or parameter is None or parameter.is_meta or parameter.is_inference():
         return getattr(module, name)
