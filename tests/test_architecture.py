@@ -57,6 +57,7 @@ UNKNOWN = {
     "init": ("nn.Module", "torch.optim", "torch.distributed"),
     "training": ("unitary_layers.layers", "unitary_layers.models"),
     "layers": ("torch.optim", "torch.nn.parallel"),
+    "conversion": ("torch.optim", "torch.nn.parallel"),
 }
 ORDER = {name: i for i, name in enumerate(name for level in LEVELS for name in level)}
 

@@ -20,6 +20,7 @@ from unitary_layers import (
     StiefelConv2d,
     StiefelConvTranspose2d,
     UnitaryLinear,
+    UnitaryMultiheadAttention,
     UnitaryPixelRNN,
     UnitaryRNN,
     UnitaryRNNCell,
@@ -114,6 +115,12 @@ CASES = {
         {},
         "lr unitary_lr_scale direction momentum alpha eps weight_decay maximize base",
         lambda model: model.step(),
+    ),
+    "UnitaryMultiheadAttention": (
+        UnitaryMultiheadAttention,
+        {"embed_dim": 4, "num_heads": 2},
+        f"embed_dim num_heads dropout kdim vdim batch_first {LAYER}",
+        lambda layer: layer(*torch.randn(3, 3, 2, 4)),
     ),
     "UnitaryPixelRNN": (
         UnitaryPixelRNN,

@@ -301,11 +301,12 @@ def test_more_than_torchs_layer_is_left_alone():
     ]
 
 
-def test_ties_are_kept():
+@pytest.mark.parametrize("start", ["nearest", "init"])
+def test_ties_are_kept(start):
     a, b = nn.Linear(N, N), nn.Linear(N, N, bias=False)
     b.weight = a.weight
     model = nn.Sequential(a, b, a)
-    report = convert(model)
+    report = convert(model, start=start)
     assert [row.after for row in report] == ["UnitaryLinear"] * 2
     assert a.weight is b.weight
     assert len(list(unitary_weights(model))) == 1

@@ -96,7 +96,7 @@ class UnitaryMultiheadAttention(UnitaryModule):
         gradient: str = "dense",
     ) -> None:
         super().__init__(update, init, dtype, gradient)
-        self._check(embed_dim, num_heads, dtype)
+        self._check(embed_dim, num_heads, dropout)
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.kdim = embed_dim if kdim is None else as_size("kdim", kdim)
         self.vdim = embed_dim if vdim is None else as_size("vdim", vdim)
@@ -106,11 +106,13 @@ class UnitaryMultiheadAttention(UnitaryModule):
         self._create(bias, add_bias_kv, {"device": device, "dtype": dtype}, {"update": update, "init": init})
         self.reset_parameters()
 
-    def _check(self, embed_dim: int, num_heads: int, dtype: torch.dtype | None) -> None:
+    def _check(self, embed_dim: int, num_heads: int, dropout: float) -> None:
         if as_size("embed_dim", embed_dim) % as_size("num_heads", num_heads):
             raise ValueError(f"expected num_heads to divide embed_dim, got {embed_dim} and num_heads={num_heads}")
         if self.is_complex:
-            raise ValueError(f"expected a real dtype, got {dtype}: attention weighs by real numbers")
+            raise ValueError("expected a real dtype, got a complex one: attention weighs by real numbers")
+        if not isinstance(dropout, (int, float)) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+            raise ValueError(f"expected dropout to be a probability in [0, 1], got {dropout!r}")
         if self.gradient == "factored":
             raise ValueError('expected gradient="dense": torch applies the three projections at once; got "factored"')
 

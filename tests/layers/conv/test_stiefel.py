@@ -18,6 +18,7 @@ from unitary_layers import (
     StiefelConvTranspose2d,
     nearest_unitary,
     projunn_step,
+    unitary_weights,
 )
 from unitary_layers.layers.conv.reads import most_reads
 from unitary_layers.testing import assert_isometry, assert_unitary, operator_matrix
@@ -277,3 +278,9 @@ def test_images_with_channels_last():
 def test_a_network_of_them_can_be_scripted():
     layer, x = StiefelConv2d(4, 8, 3, padding=1, padding_mode="circular"), torch.randn(2, 4, 5, 5)
     assert torch.equal(torch.jit.script(nn.Sequential(layer))(x), layer(x))
+
+
+def test_a_kernel_takes_longer_steps_of_a_higher_rank():
+    """See Note [The step of a kernel]."""
+    (weight,) = unitary_weights(StiefelConv2d(16, 48, 3))
+    assert (weight.rule.lr, weight.rule.rank) == (1.0, 24)

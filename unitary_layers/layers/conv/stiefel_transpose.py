@@ -95,7 +95,12 @@ class StiefelConvTranspose2d(StiefelConvTransposeNd):
         bias: whether to add a bias, which starts at zero.
         dilation: distance of the taps.
         padding_mode: "zeros" and nothing else, as in ``nn.ConvTranspose2d``.
-        device, dtype, update, init, gradient, normalize: as in :class:`StiefelConv2d`.
+        device: of the parameters.
+        dtype: real or complex; a complex layer stores pairs of real numbers.
+        update: how the weight moves.
+        init: how the weight starts, as in :class:`StiefelConv2d`.
+        gradient: "dense" and nothing else.
+        normalize: whether to divide the kernel by its Lipschitz constant, which makes the layer 1-Lipschitz.
 
     Shape:
         As ``nn.ConvTranspose2d``: input ``(b, in_channels, h, w)`` or without b; ``forward(input, output_size)`` gives

@@ -15,6 +15,12 @@ from ..base.inputs import HALF, Sides, as_sides, as_size, check_channels, check_
 from ..base.module import UnitaryModule
 from .reads import most_reads
 
+# Note [The step of a kernel]
+# Orthonormal kernels want longer steps than linear layers, and of a higher rank. Measured on the task "kernels" of the
+# learning benchmark (six kernels of 27 to 576 columns, n = 27 to 64, 90 steps, seed 0), mean loss of the last 15 steps,
+# test %. With AdamW at 1e-3 for what is not a kernel, rank n / 4: length 0.5 1.239, 57.1; 1 1.203, 59.0; 2 1.211, 57.8.
+# With AdamW at 1e-2, length 1: rank n / 16 1.114, 56.2; n / 4 1.042, 57.9; n / 2 0.898, 61.5. Always at least 8.
+
 PADDINGS = ("same", "valid")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -27,8 +33,8 @@ class StiefelNd(UnitaryModule):
     weight: Tensor
     bias: Tensor | None
     extra_inits = ("dirac",)
-    step_length = 1.0
-    rank_share = 4
+    step_length = 1.0  # see Note [The step of a kernel]
+    rank_share = 2
     __constants__: ClassVar[list[str]] = [  # what forward reads
         *("kernel_size", "stride", "padding", "pads", "output_padding", "dilation", "groups", "padding_mode"),
         *("is_complex", "scale"),
