@@ -13,7 +13,7 @@ from ..projunn.gradient import DenseGradient, GradientOperator
 from ..projunn.moments import Moments, Probes
 from ..projunn.rule import UpdateRule
 from ..projunn.sampling import LowRankGradient
-from .memory import Memory, remembered
+from .memory import Memory, remembered, thin_sample
 from .reduced import ReducedGradient
 from .weight import UnitaryWeight, as_complex
 
@@ -59,15 +59,14 @@ def step_of(
 
 def _memory_of(weight: UnitaryWeight, rule: UpdateRule, state: MutableMapping[Tensor, Any] | None) -> Memory | None:
     """See Note [Where the momentum lives]."""
-    is_thin = weight.collected is not None
-    if not rule.is_spectral or rule.momentum == 0 or (is_thin and weight.group is not None):
+    if not rule.is_spectral or rule.momentum == 0:
         return None
     stored = weight.memory
     if stored is None:
         if state is None:
             return None
         own, rank = state.setdefault(weight.parameter, {}), rule.rank_of(min(weight.shape))
-        shapes = Memory.shapes(weight.parameter.shape, weight.matrix.shape, rank, is_thin=is_thin)
+        shapes = Memory.shapes(weight.parameter.shape, weight.matrix.shape, rank, is_thin=weight.collected is not None)
         stored = remembered(own, weight.parameter, shapes)
     momentum, course = (as_complex(part, weight.is_complex) for part in (stored.momentum, stored.course))
     return Memory(momentum if stored.is_thin else weight.as_matrix(stored.momentum), stored.slope, course)
@@ -105,7 +104,13 @@ class Batch:
 
     @cached_property
     def direction(self) -> GradientOperator:
-        """What they are to go against."""
+        """What they are to go against; see also Note [A thin momentum]."""
+        gradient = self._stacked_direction()
+        if not self.rule.is_spectral or self.steps[0].weight.collected is None or isinstance(gradient, LowRankGradient):
+            return gradient
+        return thin_sample(gradient, self.rule, self.keys)
+
+    def _stacked_direction(self) -> GradientOperator:
         first = self.steps[0].direction
         if len(self.steps) == 1:
             return first
@@ -135,8 +140,8 @@ class Batch:
         if self.memory is None:
             return gradient
         if isinstance(gradient, ReducedGradient):
-            return ReducedGradient(self.memory.added_to(gradient.inner, self.rule, self.keys), gradient.group)
-        return self.memory.added_to(gradient, self.rule, self.keys)
+            return ReducedGradient(self.memory.added_to(gradient.inner, self.rule), gradient.group)
+        return self.memory.added_to(gradient, self.rule)
 
     @property
     def previous_factors(self) -> list[Tensor]:
@@ -199,4 +204,4 @@ def _kind(step: Step) -> tuple[object, ...] | None:
         return None
     rank = direction.low_rank.rank if isinstance(direction, LowRankGradient) else None
     kind = (parameter.shape, parameter.dtype, parameter.device, step.weight.matrix.shape, step.memory is not None)
-    return step.rule, *kind, rank, _probes(step) is not None, group
+    return step.rule, *kind, step.weight.collected is not None, rank, _probes(step) is not None, group

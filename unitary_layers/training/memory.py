@@ -20,22 +20,22 @@ from ..projunn.slope import STATE
 # model does not grow; see Note [A guest in the state dict]. Without one, under projunn_step and attach(model), there is
 # none, unless the rule names a momentum: then it is a buffer of the layer, "<weight>_momentum", for every trigger. What
 # the slope test needs is with it, and a rule without a momentum takes steps of the length that it says.
-# Where gradients are shared, each rank keeps that of its own gradients: M is linear in them, so the mean of the ranks'
-# M is the M of the mean gradient, and all subtract the same sample.
+# Where dense gradients are shared, each rank keeps that of its own: M is linear in them, so the mean of the ranks' M is
+# the M of the mean gradient, and all subtract the same sample.
 
 # Note [A thin momentum]
 # The gradient of a factored weight never becomes a matrix, and so its momentum must not. Backward keeps a sample of G
 # itself, not of its tangent part, of SAMPLED k columns; M is kept by KEPT k columns on either side; the step takes its
 # sample of rank k of the tangent part of M + G, as of any operator, and what is left of M + G - (1 - mu) A V^H is cut
 # to KEPT k columns by its singular values. No part of it is stored as tangent, since W turns. Mean training loss of the
-# MLP of Note [The spectral direction], seeds 0 to 2: with matrices 0.384, 0.401, 0.378; thin 0.402, 0.412, 0.392; with
+# MLP of Note [The spectral direction], seeds 0 to 2: with matrices 0.385, 0.399, 0.377; thin 0.400, 0.415, 0.393; with
 # samples of 3 k columns 0.395, 0.409, 0.388; without memory 0.428, 0.441, 0.421. With samples of 3 k and a memory of
 # 6 k columns it is 0.390, with 2 k and 8 k 0.394 (seed 0). The cut is what costs. At n = 256, k = 16 a step takes
 # 5.5 ms of the processor, 2.1 without memory and 3.8 with matrices; at n = 2048, k = 32, 512 rows a training step takes
 # 1.05 times that of nn.Linear with AdamW, 0.85 without memory and 1.2 with matrices. 4 k (m + n) numbers are kept, and
 # for the course 2 k (m + n).
-# The slope is that of the sample. A rank that shares its gradients keeps them until the step, not as a sample, and has
-# no thin momentum: the mean of cut momenta would not be the momentum of the mean.
+# The slope is that of the sample. Where gradients are shared, the sample is taken in the step and of their mean (see
+# Note [Kept until the step]), so that it, and the momentum with it, are the same on all ranks.
 
 
 Shapes = list[torch.Size]
@@ -63,15 +63,14 @@ class Memory(NamedTuple):
         """Whether the momentum is kept by its factors."""
         return self.momentum.size(-1) == self.course.size(-1)
 
-    def added_to(self, gradient: GradientOperator, rule: UpdateRule, keys: Sequence[Key]) -> GradientOperator:
-        """M, as it lasts, + G, which nobody else holds; of a thin M by thin factors, for which a whole G is sampled."""
+    def added_to(self, gradient: GradientOperator, rule: UpdateRule) -> GradientOperator:
+        """M, as it lasts, + G, which nobody else holds; by thin factors where M and G are."""
         n = min(gradient.shape[-2:])
         kept = lasting(rule.rank_of(n), n)
-        if not self.is_thin:
-            return DenseGradient(torch.add(gradient.dense(), self.momentum, alpha=kept))
-        sampled = gradient if isinstance(gradient, LowRankGradient) else thin_sample(gradient, rule, keys)
-        before = apart(self.momentum, gradient.shape).scale(kept)
-        return LowRankGradient.of(side_by_side([before, sampled.low_rank]))
+        if self.is_thin and isinstance(gradient, LowRankGradient):
+            before = apart(self.momentum, gradient.shape).scale(kept)
+            return LowRankGradient.of(side_by_side([before, gradient.low_rank]))
+        return DenseGradient(torch.add(gradient.dense(), self.momentum, alpha=kept))
 
     def thin(self, total: LowRank) -> Tensor:
         """A momentum as a thin one is kept, cut to as many columns."""

@@ -133,6 +133,8 @@ RUNS = {
     "share-spectral-attach": Run("share", trigger="attach", steps=STEPS, rule=SPECTRAL),
     "share-spectral-optimiser": Run("share", trigger="ProjUNN", rule=SPECTRAL | {"sampler": "power"}),
     "share-spectral-factored": Run("share", "factored", rule=SPECTRAL),
+    "share-spectral-factored-attach": Run("share", "factored", trigger="attach", rule=SPECTRAL),
+    "share-spectral-factored-buffer": Run("share", "factored", rule=SPECTRAL | {"momentum": 0.9, "sampler": "power"}),
 }
 
 

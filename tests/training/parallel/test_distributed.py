@@ -18,6 +18,7 @@ from unitary_layers.projunn.gradient import FactoredGradient
 from unitary_layers.projunn.moments import PROBES
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training import drop_gradients, unitary_weights
+from unitary_layers.training.memory import SAMPLED
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -78,8 +79,9 @@ def test_thin_products_cross_the_wire(found):
             assert moved[name] == weights * (2 * (k + PROBES) * N + flags)
         assert moved["share-factored-power"] == weights * (2 * 2 * N + flags)
         assert moved["share-svd"] > weights * N * N
-        for name in ("share-spectral", "share-spectral-factored"):
-            assert moved[name] == weights * (4 * 2 * N + flags)  # the tangent part asks for two products more
+        assert moved["share-spectral"] == weights * (4 * 2 * N + flags)  # the tangent part asks for two products more
+        for name in ("share-spectral-factored", "share-spectral-factored-attach", "share-spectral-factored-buffer"):
+            assert moved[name] == weights * (2 * SAMPLED * 2 * N + flags)
         for name in ("share-spectral-attach", "share-spectral-buffer", "share-spectral-optimiser"):
             assert moved[name] == weights * (4 * 2 * N + 1 + flags)  # and the slope test for a number
         assert moved["hook-spectral"] == rank["dense_bytes"] / number
