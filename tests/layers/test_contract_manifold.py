@@ -271,16 +271,27 @@ def test_an_optimiser_of_the_old_style_is_reported_once():
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (48, 48), (16, 48), (48, 16), (3, 12, 12), (12, 12, 2)], ids=str)
-def test_what_writes_whole_rows_or_columns_without_being_counted_is_seen(shape):
+SHAPES = {  # stored, and those of the matrices as they lie in memory
+    **{str(shape): (shape, shape) for shape in ((2, 2), (48, 48), (16, 48), (48, 16), (3, 12, 12))},
+    "pairs": ((12, 12, 2), (12, 12, 2)),
+    "kernels": ((8, 4, 3, 3), (8, 36)),
+    "grouped kernels": ((8, 5, 4, 2), (2, 4, 40)),
+    "long kernels": ((6, 4, 5), (6, 20)),
+    "kernels of volumes": ((4, 2, 3, 3, 3), (4, 54)),
+    "kernels of pairs": ((6, 2, 3, 5, 2), (6, 30, 2)),
+}
+
+
+@pytest.mark.parametrize(("shape", "unfolded"), SHAPES.values(), ids=SHAPES)
+def test_what_writes_whole_rows_or_columns_without_being_counted_is_seen(shape, unfolded):
     parameter, seen = nn.Parameter(torch.randn(shape)), Seen()
-    is_pairs = len(shape) == 3 and shape[-1] == 2
-    rows, columns, *pair = (*shape[:2], slice(None)) if is_pairs else shape[-2:]
+    is_pairs = len(unfolded) == 3 and unfolded[-1] == 2
+    rows, columns, *pair = (*unfolded[:2], slice(None)) if is_pairs else unfolded[-2:]
     places = [(..., i, slice(None), *pair) for i in range(rows)] + [(..., i, *pair) for i in range(columns)]
     for place in places:
         seen.note(parameter)
         assert seen.is_of(parameter)
-        parameter.data[place] += 1.0
+        parameter.data.view(unfolded)[place] += 1.0
         assert seen.is_counted(parameter)
         assert seen.is_overlooked(parameter)
         assert not seen.is_of(parameter)

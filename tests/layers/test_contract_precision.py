@@ -196,3 +196,5 @@ def test_compiled_forward_and_gradients_are_the_same(entry, fresh_compiler):
         module.zero_grad()
         twin.zero_grad()
         assert_unitary(module)
+    with torch.no_grad():  # in one graph in evaluation too
+        assert_rounding(output_of(compiled.eval(), x), output_of(module.eval(), x), n=N)

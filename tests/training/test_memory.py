@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from unitary_layers import ProjUNN, UnitaryLinear, UpdateRule, attach, haar_unitary, projunn_step
+from unitary_layers import ProjUNN, StiefelConv2d, UnitaryLinear, UpdateRule, attach, haar_unitary, projunn_step
 from unitary_layers.projunn import DenseGradient
 from unitary_layers.projunn.slope import factor_of
 from unitary_layers.testing import assert_unitary
@@ -237,6 +237,24 @@ def test_with_an_optimiser_it_is_part_of_its_state_and_the_run_goes_on_bit_for_b
     forgetful.load_state_dict(saved[0])
     run(forgetful, start(forgetful), xs[3:])
     assert not torch.equal(forgetful.weight, net.weight), "the momentum matters"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("kept", ["optimiser", "layer"])
+def test_a_kernel_as_large_as_the_image_keeps_what_a_matrix_keeps(kept, dtype):
+    rule = UpdateRule(rank=2, lr=0.3, momentum=None if kept == "optimiser" else 0.9)
+    matrix = UnitaryLinear(12, 5, bias=False, dtype=dtype, update=rule)
+    kernel = StiefelConv2d(2, 5, (3, 2), bias=False, dtype=dtype, update=rule)
+    with torch.no_grad():
+        kernel.weight.copy_(matrix.weight.view_as(kernel.weight))
+    for net, shape in ((matrix, (6, 12)), (kernel, (6, 2, 3, 2))):
+        optimizer, generator = torch.optim.SGD(net.parameters(), lr=0.1), torch.Generator().manual_seed(5)
+        attach(net, optimizer)
+        for _ in range(3):
+            x = torch.randn(6, 12, dtype=dtype, generator=generator)
+            (net(x.view(shape)).flatten(1) - x[:, :5]).abs().square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(kernel.weight, matrix.weight.view_as(kernel.weight), rtol=0, atol=1e-12)
 
 
 def test_a_host_that_is_let_go_finds_its_own_state():

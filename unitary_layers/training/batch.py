@@ -69,7 +69,8 @@ def _memory_of(weight: UnitaryWeight, rule: UpdateRule, state: MutableMapping[Te
         shapes = Memory.shapes(weight.parameter.shape, weight.matrix.shape, rank, is_thin=weight.collected is not None)
         stored = remembered(own, weight.parameter, shapes)
     momentum, course = (as_complex(part, weight.is_complex) for part in (stored.momentum, stored.course))
-    return Memory(momentum if stored.is_thin else weight.as_matrix(stored.momentum), stored.slope, course)
+    memory = Memory(momentum, stored.slope, course)
+    return memory if memory.is_thin else memory._replace(momentum=weight.as_matrix(stored.momentum))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..linalg import LowRank
-from ..projunn.gradient import DenseGradient
 from ..projunn.moments import Probes
 from .content import Content
 
@@ -52,8 +51,7 @@ class FactoredGrad(Tensor):
     def write(self, stored: Tensor) -> None:
         """Becomes a matrix that is stored as the weight is."""
         stored = stored.contiguous()
-        self.content.low_rank = None
-        self.content.kept = DenseGradient(torch.view_as_complex(stored) if self.content.is_complex else stored)
+        self.content.write(torch.view_as_complex(stored) if self.content.is_complex else stored)
 
     def __repr__(self) -> str:  # type: ignore[override]  # of options
         kept = self.content.low_rank
@@ -122,8 +120,7 @@ def _unscale(gradients: list[Tensor], found_inf: Tensor, inverse: Tensor) -> Non
             content = gradient.content
             if not content.is_finite():
                 found_inf.fill_(1)
-            if not content.is_unscaled:  # see Note [Unscaled in backward]
-                content.scale_(inverse)
+            content.unscale_(inverse)
 
 
 def _on_matrices(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

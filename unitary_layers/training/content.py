@@ -20,6 +20,7 @@ class Content:
         kept: the gradient itself, not sampled: of a weight that shares its gradients with other ranks, or as a matrix
             that something has written; or None. Where there is neither it nor a sample, the gradient is zero.
         is_unscaled: whether the scale of a GradScaler has been taken out of it.
+        scale: what whoever reads it finds it multiplied by; see Note [Unscaled in backward].
     """
 
     def __init__(self, *, is_complex: bool) -> None:
@@ -31,20 +32,35 @@ class Content:
         self.low_rank: LowRank | None = None
         self.probes: Probes | None = None
         self.kept: GradientOperator | None = None
-        self.is_unscaled = False
+        self.is_unscaled, self.scale = False, 1.0
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether there is nothing in it."""
+        return self.low_rank is None and self.kept is None
 
     def matrix(self) -> Tensor | None:
-        """What it stands for ``(..., n, n)``, real or complex; None for zero."""
+        """What it stands for ``(..., m, n)``, real or complex; None for zero."""
         if self.low_rank is not None:
-            return self.low_rank.matrix()
-        return None if self.kept is None else self.kept.dense()
+            matrix = self.low_rank.matrix()
+        elif self.kept is not None:
+            matrix = self.kept.dense()
+        else:
+            return None
+        return matrix if self.scale == 1 else matrix * self.scale
+
+    def write(self, matrix: Tensor) -> None:
+        """Becomes a matrix that something has made of what it read."""
+        self.low_rank, self.kept = None, DenseGradient(matrix)
+        if self.scale != 1:
+            self.is_unscaled, self.scale = False, 1.0
 
     def norm(self) -> Tensor | None:
         """The Frobenius norm of that, without it; None where it is not known by its factors."""
         if self.low_rank is None:
             return None
         left, right = (factor.mH @ factor for factor in self.low_rank)
-        return (left * right.mT).sum().real.clamp_min(0).sqrt()
+        return (left * right.mT).sum().real.clamp_min(0).sqrt() * self.scale
 
     def scale_(self, factor: Tensor | float) -> None:
         """Multiplies it by a real number."""
@@ -54,6 +70,12 @@ class Content:
             self.low_rank = LowRank(self.low_rank.left * factor, self.low_rank.right)
         elif self.kept is not None:
             self.kept = DenseGradient(self.kept.dense() * factor)
+
+    def unscale_(self, inverse: Tensor | float) -> None:
+        """Takes the scale of a GradScaler, whose inverse is given, out of what others read, where it still is."""
+        if not self.is_unscaled:
+            self.scale_(inverse)
+        self.scale = 1.0
 
     def is_finite(self) -> bool:
         """Whether it has neither a NaN nor an infinity."""
@@ -71,5 +93,5 @@ class Content:
         result.low_rank = None if self.low_rank is None else LowRank(*map(of, self.low_rank))
         result.probes = None if self.probes is None else Probes(*map(of, self.probes))
         result.kept = None if self.kept is None else DenseGradient(of(self.kept.dense()))
-        result.is_unscaled = self.is_unscaled
+        result.is_unscaled, result.scale = self.is_unscaled, self.scale
         return result

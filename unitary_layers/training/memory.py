@@ -60,7 +60,7 @@ class Memory(NamedTuple):
 
     @property
     def is_thin(self) -> bool:
-        """Whether the momentum is kept by its factors."""
+        """Whether the momentum is kept by its factors; of complex ones it is to be asked without their pairs."""
         return self.momentum.size(-1) == self.course.size(-1)
 
     def added_to(self, gradient: GradientOperator, rule: UpdateRule) -> GradientOperator:

@@ -55,15 +55,18 @@ class Seen:
 
 
 def _sum_of_some(parameter: Tensor) -> Tensor:
-    """The sum ``()`` of some entries, of which each row and each column of each matrix has one at least."""
+    """The sum ``()`` of some entries, of which each row and each column of each matrix has one at least.
+
+    A kernel is a matrix once it is unfolded; of grouped kernels a column is that of all groups.
+    """
     return parameter.detach().flatten()[:: _distance(parameter.shape)].sum()
 
 
 @lru_cache
 def _distance(shape: torch.Size) -> int:
-    """Between these entries: below the smaller side, and without a factor in common with the sides, to miss none."""
+    """Between these entries: below the smaller side, and without a factor in common with any side, to miss none."""
     rows, columns = (shape[-3], 2 * shape[-2]) if len(shape) > 2 and shape[-1] == 2 else shape[-2:]
-    return next((d for d in range(min(rows, columns) - 1, 1, -1) if gcd(d, rows * columns) == 1), 1)
+    return next((d for d in range(min(rows, columns) - 1, 1, -1) if gcd(d, shape.numel()) == 1), 1)
 
 
 # Note [What belongs to a tensor]

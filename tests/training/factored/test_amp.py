@@ -1,4 +1,4 @@
-"""A GradScaler and gradients that it does not see: a scaled loss makes the same steps, whoever takes them."""
+"""A GradScaler and factored gradients: a scaled loss makes the same steps, whoever takes them."""
 
 import copy
 
@@ -62,6 +62,33 @@ def test_a_scaled_loss_makes_the_same_steps(kind, trigger):
         torch.testing.assert_close(scaled.state_dict()[name], tensor, rtol=1000 * N * EPS, atol=1000 * N * EPS)
     weights = [name for name, _ in plain.named_parameters() if "weight" in name]
     assert not all(torch.equal(plain.get_parameter(name), start.get_parameter(name)) for name in weights)
+
+
+@pytest.mark.filterwarnings("ignore:AdamW was not attached")
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("named", ["attached with it", "attached", "never attached"])
+def test_a_penalty_and_micro_batches_are_unscaled_with_the_rest(named, fused):
+    """Whether or not the layer knows the scaler, and whether it is the scaler or a fused optimiser that unscales."""
+    torch.manual_seed(0)
+    start = UnitaryLinear(N, N, gradient="factored", update=UpdateRule(direction="gradient", lr=0.1, rank=N))
+    after, penalty = [], torch.randn(N, N)
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**14)):
+        layer = copy.deepcopy(start)
+        optimizer = torch.optim.AdamW(layer.parameters(), fused=fused)
+        if named != "never attached":
+            attach(layer, optimizer, scaler=scaler if named == "attached with it" else None)
+        for step in range(3):  # the matrix that a penalty leaves comes last, and first
+            loss = loss_of(layer, step) + ((layer.weight * penalty).sum() if step < 2 else 0)
+            (loss if scaler is None else scaler.scale(loss)).backward()
+        norm = layer.weight.grad.norm()
+        if scaler is None:
+            optimizer.step()
+        else:
+            norm /= scaler.get_scale()
+            scaler.step(optimizer)
+        after.append((layer.weight.detach(), norm))
+    for plain, scaled in zip(*after, strict=True):
+        torch.testing.assert_close(scaled, plain, rtol=100 * N * EPS, atol=100 * N * EPS)
 
 
 def test_the_layers_of_a_tree_know_their_scaler_and_copies_do_not():

@@ -58,9 +58,10 @@ def in_use(module: nn.Module, name: str) -> Tensor:
     if not isinstance(module, UnitaryModule):  # a scripted layer
         return getattr(module, name)  # type: ignore[no-any-return]  # of a module, which has more than tensors
     parameter = own_parameter(module, name)
-    if module.training or parameter is None or parameter.is_meta or parameter.is_inference():
+    # No compiler or transform knows what comes after the first two questions.
+    if module.training or parameter is None or torch.compiler.is_compiling() or is_transformed():
         return getattr(module, name)
-    if torch.compiler.is_compiling() or is_transformed() or record_of(parameter)[1].is_of(parameter):
+    if parameter.is_meta or parameter.is_inference() or record_of(parameter)[1].is_of(parameter):
         return parameter
     nearest = _nearest(module.unitary_weight(name))
     if nearest is None or not (torch.is_grad_enabled() and parameter.requires_grad):

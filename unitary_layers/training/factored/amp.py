@@ -1,7 +1,9 @@
-"""Mixed precision: which GradScaler scales the losses of layers whose gradients it does not see."""
+"""Mixed precision: which GradScaler scales the losses of layers whose gradients are sampled in backward."""
+
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from ..weight import UnitaryOwner, UnitaryWeight, unitary_weights
@@ -11,15 +13,17 @@ from ..weight import UnitaryOwner, UnitaryWeight, unitary_weights
 # A preconditioned one is a quotient, from which the scale has gone, of moments that are averages over many steps, and
 # the scale changes during these. So the layers know their scaler, and backward takes its scale out of the operator
 # before it is sampled; the scaler then only looks for overflows. Of layers that do not know it, it scales the samples.
+# Until it has come by, all others find the gradient scaled, as they find those of dense layers: what they add to it, as
+# a penalty does, is scaled too, and the sum is then unscaled as a whole.
 
 
 def use_grad_scaler(module: nn.Module, scaler: GradScaler | None) -> None:
     """Tells all layers with unitary weights in a module tree which ``GradScaler`` scales their losses.
 
     Only layers with ``gradient="factored"`` look at it, in backward. ``attach(model, optimizer, scaler=scaler)`` calls
-    this; call it yourself, before the first backward, where ``projunn_step`` or ``ProjUNN`` takes the step. There an
-    overflow of a factored gradient raises, or with ``UpdateRule(nonfinite="skip")`` leaves the weight out, and the
-    scale falls with the overflows of the other parameters.
+    this; call it yourself, before the first backward, where ``projunn_step`` or ``ProjUNN`` takes the step. In
+    ``projunn_step`` an overflow of a factored gradient raises, or with ``UpdateRule(nonfinite="skip")`` leaves the
+    weight out; the optimiser's step the scaler skips, as for any gradient.
 
     Args:
         module: any module tree; a copy of it knows no scaler.
@@ -44,6 +48,14 @@ def tell_owners(module: nn.Module, scaler: GradScaler | None) -> None:
     for owner in module.modules():
         if isinstance(owner, UnitaryOwner):
             owner.grad_scaler = scaler  # type: ignore[assignment]  # torch promises tensors and modules alone
+
+
+def unscale_factored(weights: Iterable[UnitaryWeight], scale: Tensor) -> None:
+    """Takes a scale out of factored gradients, of which a fused optimiser was to take it out itself."""
+    for weight in weights:
+        if weight.collected is not None and (content := weight.collected.content) is not None:
+            content.unscale_(1 / float(scale))
+            content.is_unscaled = True  # should the step be refused and taken again
 
 
 def has_overflowed(module: nn.Module, scaler: GradScaler) -> bool:

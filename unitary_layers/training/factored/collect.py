@@ -119,7 +119,10 @@ def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
     check_alone(weight)
     rule, content = weight.rule, found.content if found is not None else Content(is_complex=weight.is_complex)
     if weight.scaler is not None and weight.scaler.is_enabled():  # see Note [Unscaled in backward]
-        gradient, content.is_unscaled = gradient.scale(1 / weight.scaler.get_scale()), True
+        scale = weight.scaler.get_scale()
+        if content.is_zero:
+            content.is_unscaled, content.scale = True, 1.0 if rule.precondition else scale
+        gradient = gradient.scale(1 / scale) if content.is_unscaled else gradient
     if weight.group is not None or content.kept is not None:  # see Note [Kept until the step]
         kept = gradient if content.kept is None else SummedGradient((content.kept, gradient))
         content.kept = kept if kept.numel < kept.shape.numel() else DenseGradient(kept.dense())

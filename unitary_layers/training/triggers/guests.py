@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from ...projunn.gradient import GradientOperator
 from ..batch import Step, step_of
-from ..factored.amp import has_overflowed, tell_owners
+from ..factored.amp import has_overflowed, tell_owners, unscale_factored
 from ..owners import Lookup
 from ..step import step_from_gradients
 from ..weight import UnitaryWeight, clear_collected, unitary_weights
@@ -82,6 +82,8 @@ class Guests:
                 return False
         scale: Tensor | None = getattr(optimizer, "grad_scale", None)
         factor_of = self.factors(optimizer)
+        if scale is not None:
+            unscale_factored(weights, scale)
 
         def to_take(weight: UnitaryWeight, gradient: GradientOperator) -> Step:
             factor, uphill = factor_of[weight.parameter]

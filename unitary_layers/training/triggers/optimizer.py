@@ -50,8 +50,8 @@ class ProjUNN(Optimizer):
             ("gradient"), a moving sum of it ("momentum"), or the gradient divided elementwise by the root of a moving
             average of its ``|g|^2`` ("rmsprop", the paper's recurrent recipe), or by that of its rows and columns
             ("moments"; see Note [Preconditioning without a matrix]). Of a layer with
-            ``gradient="factored"`` the layer's rule has decided that already, in backward, where a ``GradScaler``
-            does not see it: call :func:`unitary_layers.use_grad_scaler`.
+            ``gradient="factored"`` the layer's rule has decided that already, in backward; with ``precondition=True``
+            it has to know the ``GradScaler`` there: call :func:`unitary_layers.use_grad_scaler`.
         momentum: factor of the old momentum, for ``direction="momentum"``, and of a base that has one.
         alpha: factor of the old average of ``|g|^2``, for ``direction="rmsprop"``, and of a base that has one.
         eps: added to the root.
