@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from closeness import assert_rounding
 from torch import nn
 from torch.autograd import gradcheck
+from torch.func import functional_call
 
 from unitary_layers import ModReLU, UnitaryLinear, UnitaryRNN, UpdateRule
 from unitary_layers.testing import assert_isometry, assert_unitary, operator_matrix
@@ -84,7 +85,10 @@ def test_a_rectangular_layer_stays_orthonormal_in_training(dtype, shape):
 def test_gradcheck(dtype, shape):
     layer = with_random_bias(UnitaryLinear(*shape, dtype=dtype))
     x = torch.randn(2, shape[0], dtype=dtype, requires_grad=True)
-    assert gradcheck(lambda x, *_: layer(x), (x, *layer.parameters()))  # the parameters are changed in place
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    # as arguments: gradcheck would write them through .data, which a layer notices
+    values = [parameter.detach().clone().requires_grad_() for parameter in parameters]
+    assert gradcheck(lambda x, *p: functional_call(layer, dict(zip(names, p, strict=True)), x), (x, *values))
 
 
 def test_the_arguments_are_those_of_linear():

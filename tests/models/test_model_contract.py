@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unitary_layers import OrthogonalConv2d, UpdateRule, attach
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training import unitary_weights
+from unitary_layers.training.collected import FactoredGrad
 from unitary_layers.training.owners import weights_of
 
 STEPS = 10
@@ -62,7 +63,7 @@ def test_trains_by_factored_gradients(name):
     for _ in range(STEPS):
         model.zero_grad()
         loss_of(model, x).backward()
-        assert not any(weight.parameter.grad is not None for weight in unitary_weights(model))
+        assert all(isinstance(weight.parameter.grad, FactoredGrad) for weight in unitary_weights(model))
         model.projunn_step()
         optimizer.step()
     assert_unitary(model)

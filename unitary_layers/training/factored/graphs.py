@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +35,21 @@ def weight_at(parameter: Tensor) -> UnitaryWeight:
     """
     address = parameter.data_ptr()
     for owner in _candidates(address):
-        for weight in owner.own_unitary_weights():
-            # The address of a parameter of another kind, such as those of FSDP, is not to be asked for.
-            own = weight.collected is not None and type(weight.parameter) is nn.Parameter
-            if own and weight.parameter.data_ptr() == address:
+        for weight in owner.own_unitary_weights() if _holds(owner, address) else ():
+            if weight.collected is not None and weight.parameter.data_ptr() == address:
                 _found[address] = weakref.ref(owner)
                 return weight
     raise RuntimeError(
         f"expected a layer with the factored weight {tuple(parameter.shape)} that a compiled graph was made with, got "
         "none: it has been deleted, or its weight replaced, between forward and backward"
     )
+
+
+def _holds(owner: UnitaryOwner, address: int) -> bool:
+    """Whether a module has a parameter there; one that has lost its weights is asked for nothing else."""
+    # The address of a parameter of another kind, such as those of FSDP, is not to be asked for.
+    held = cast(nn.Module, owner)._parameters.values()
+    return any(type(p) is nn.Parameter and p.data_ptr() == address for p in held)
 
 
 def _candidates(address: int) -> Iterator[UnitaryOwner]:
