@@ -446,6 +446,16 @@ def test_precisions():
         assert_rounding(model(x), y, n=N)
 
 
+def test_a_gradient_follows_its_weight_to_another_precision():
+    layer, x = nn.Linear(6, 4).to(torch.bfloat16), torch.ones(2, 6, dtype=torch.bfloat16)
+    for change, dtype in ((convert, torch.float32), (revert, torch.bfloat16)):
+        layer(x).sum().backward()
+        before = layer.weight.grad.clone()
+        change(layer)
+        assert layer.weight.dtype == layer.weight.grad.dtype == dtype
+        assert torch.equal(layer.weight.grad.float(), before.float())
+
+
 def test_complex_weights_become_pairs_and_complex_numbers_again():
     model = nn.Sequential(nn.Linear(N, 5, dtype=torch.complex64), nn.Linear(5, N, dtype=torch.complex64))
     x = torch.randn(3, N, dtype=torch.complex64)

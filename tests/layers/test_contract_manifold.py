@@ -4,6 +4,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -295,3 +296,16 @@ def test_what_writes_whole_rows_or_columns_without_being_counted_is_seen(shape, 
         assert seen.is_counted(parameter)
         assert seen.is_overlooked(parameter)
         assert not seen.is_of(parameter)
+
+
+def test_off_the_cpu_no_forward_waits_for_the_sum(monkeypatch):
+    parameter, seen = nn.Parameter(torch.randn(4, 4)), Seen()
+    seen.note(parameter)
+    assert seen.is_of_in_passing(parameter)
+    elsewhere = SimpleNamespace(
+        is_cpu=False, is_inference=lambda: False, _version=parameter._version, data_ptr=parameter.data_ptr
+    )
+    monkeypatch.setattr(Seen, "is_overlooked", lambda *_: pytest.fail("the host would wait"))
+    assert seen.is_of_in_passing(elsewhere)
+    elsewhere._version += 1
+    assert not seen.is_of_in_passing(elsewhere)

@@ -97,7 +97,9 @@ def _parameter(
     fits = source is not None and (source.shape, source.is_complex()) == (present.shape, present.is_complex())
     if source is not None and fits and not is_scaled:
         if value is not None and not _copied(value, source):
+            gradient, source.grad = source.grad, None  # which torch would leave in another dtype
             source.data = value
+            source.grad = None if gradient is None else gradient.to(value.dtype)
         return source
     weight = source_of(swap.layer, "weight") if source is None else source
     key = (id(weight), name, swap.scale)

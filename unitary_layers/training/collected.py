@@ -82,12 +82,22 @@ class FactoredGrad(Tensor):
 
 
 aten = torch.ops.aten
+ONE_BY_ONE = {  # operations on lists of tensors that are worth to be done for each, by what does it
+    aten._foreach_zero_.default: aten.zero_.default,
+    aten._foreach_mul_.Tensor: aten.mul_.Tensor,
+    aten._foreach_mul_.Scalar: aten.mul_.Tensor,
+    aten._foreach_norm.Scalar: aten.linalg_vector_norm.default,
+}
 
 
 def _on_factors(func: Any, args: Sequence[Any]) -> Any:
     """The result of an operation that needs no matrix; ``NotImplemented`` for all others."""
     if func is aten._amp_foreach_non_finite_check_and_unscale_.default:
         return _unscale(*args)
+    if func in ONE_BY_ONE:
+        torch.autograd.graph.increment_version(args[0] if func._schema.is_mutable else ())
+        results = [ONE_BY_ONE[func](x, *args[1:]) for x in args[0]]
+        return None if func._schema.is_mutable else results
     own = args[0] if args else None
     if not isinstance(own, FactoredGrad):
         return NotImplemented

@@ -37,6 +37,10 @@ class Seen:
         """Whether nothing has written the parameter since."""
         return self.is_counted(parameter) and not self.is_overlooked(parameter)
 
+    def is_of_in_passing(self, parameter: Tensor) -> bool:
+        """:meth:`is_of` as a forward pass asks, which off the CPU waits for no sum and asks for the count alone."""
+        return self.is_counted(parameter) and not (parameter.is_cpu and self.is_overlooked(parameter))
+
     def is_counted(self, parameter: Tensor) -> bool:
         """Whether torch has counted no write of the parameter since."""
         return self._mark is not None and self._mark == self._counted(parameter)

@@ -213,17 +213,22 @@ def factored(**options: object) -> UnitaryLinear:
     return UnitaryLinear(N, N, gradient="factored", **options)
 
 
-def test_what_scales_and_zeroes_keeps_the_factors_thin():
-    layer = factored(update=UpdateRule(rank=2))
+@pytest.mark.parametrize("foreach", [False, True], ids=["one", "many"])
+@pytest.mark.parametrize("rule", [{}, {"direction": "gradient", "precondition": True}], ids=["plain", "preconditioned"])
+def test_what_scales_and_zeroes_keeps_the_factors_thin(rule, foreach):
+    layer = factored(update=UpdateRule(rank=2, **rule))
     for _ in range(2):
         layer(torch.randn(ROWS, N)).square().sum().backward()
-        clip_grad_norm_(layer.parameters(), 0.1)
+        version = layer.bias.grad._version
+        clip_grad_norm_(layer.parameters(), 0.1, foreach=foreach)
+        assert layer.bias.grad._version > version
         content = layer.weight.grad.content
         assert content.kept is None
         assert content.low_rank.rank <= 4
         assert_rounding(layer.weight.grad.norm(), content.low_rank.matrix().norm(), n=N)
-        layer.zero_grad(set_to_none=False)
+        SGD(layer.parameters(), foreach=foreach).zero_grad(set_to_none=False)
     assert layer.weight.grad.count_nonzero() == 0
+    assert layer.bias.grad.count_nonzero() == 0
 
 
 def test_a_preconditioned_sample_is_scaled_or_forgotten_alone():

@@ -16,7 +16,9 @@ from .module import UnitaryModule
 # unitary. It must stay as it is, for the next matrix to be averaged into it, and it is not used as it is: in evaluation
 # a layer works with the nearest unitary matrix, and writes nothing. That is the matrix which loading makes of a saved
 # average, so both give the same outputs. It is computed anew in each pass, for some write averages through ``.data``,
-# of which torch keeps no count. A weight that has been seen to be unitary costs a comparison of integers.
+# of which torch keeps no count. A weight that has been seen to be unitary costs what it costs in training: a comparison
+# of integers and, on the CPU, of a sum; see Note [Writes that torch does not count]. Graphs that are compiled, exported
+# or traced take a weight as it is, and so does torch's encoder layer in evaluation, which reads it by its name.
 
 
 def own_parameter(module: UnitaryModule, name: str) -> nn.Parameter | None:
@@ -37,10 +39,7 @@ def watch_own(module: nn.Module) -> None:
         return
     for name in module._unitary:
         parameter = own_parameter(module, name)
-        if parameter is None:
-            continue
-        seen = record_of(parameter)[1]  # see Note [Writes that torch does not count]
-        if not seen.is_counted(parameter) or (parameter.is_cpu and seen.is_overlooked(parameter)):
+        if parameter is not None and not record_of(parameter)[1].is_of_in_passing(parameter):
             watch([module.unitary_weight(name)])
 
 
@@ -61,7 +60,7 @@ def in_use(module: nn.Module, name: str) -> Tensor:
     # No compiler or transform knows what comes after the first two questions.
     if module.training or parameter is None or torch.compiler.is_compiling() or is_transformed():
         return getattr(module, name)
-    if parameter.is_meta or parameter.is_inference() or record_of(parameter)[1].is_of(parameter):
+    if parameter.is_meta or parameter.is_inference() or record_of(parameter)[1].is_of_in_passing(parameter):
         return parameter
     nearest = _nearest(module.unitary_weight(name))
     if nearest is None or not (torch.is_grad_enabled() and parameter.requires_grad):
