@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from unitary_layers import UnitaryRNN, haar_unitary, projunn_step
+from unitary_layers import UnitaryLinear, UnitaryRNN, haar_unitary, projunn_step
 from unitary_layers.layers.recurrent.operator import scan_operator
+from unitary_layers.testing import assert_unitary
 
 N, BATCH = 8, 3
 CASES = {
@@ -90,3 +91,18 @@ def test_torch_finds_no_fault_with_the_operator(kind, sizes):
     inputs[3] = inputs[3] if kind == "modrelu" else None
     rest = (None, None if sizes is None else torch.tensor(sizes), kind, False)
     torch.library.opcheck(scan_operator, (*inputs, *rest))
+
+
+@ignore_dynamo
+@pytest.mark.parametrize("make", [lambda: UnitaryLinear(N, N), lambda: UnitaryRNN(N, N)], ids=["linear", "rnn"])
+def test_an_optimiser_that_was_never_attached_is_noticed_beside_a_compiled_layer(make):
+    layer = make()
+    compiled, optimizer = torch.compile(layer, backend="aot_eager"), torch.optim.AdamW(layer.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="was not attached") as found:
+        for _ in range(10):
+            output = compiled(torch.randn(3, BATCH, N))
+            (output if isinstance(output, Tensor) else output[0]).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(found) == 1
+    assert_unitary(layer)

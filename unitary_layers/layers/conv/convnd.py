@@ -218,9 +218,7 @@ class OrthogonalConvNd(UnitaryModule):
         x = _batched(input, len(support.stride), self.in_channels, self.input_size)
         factored = (factored_weight(self, "weight"), factored_weight(self, self._others))
         weights = in_use(self, "weight"), in_use(self, self._others)
-        constants = (
-            self._constants if isinstance(self, OrthogonalConvNd) else support.constants()
-        )  # scripted
+        constants = self._constants if isinstance(self, OrthogonalConvNd) else support.constants()  # scripted
         y = support.convolve(x, *weights, constants, factored)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).view(-1, *[1] * (y.ndim - 2))
