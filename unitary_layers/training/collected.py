@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..linalg import LowRank
@@ -69,7 +70,12 @@ class FactoredGrad(Tensor):
         return self
 
     def untyped_storage(self) -> torch.UntypedStorage:
-        """Raises ``RuntimeError``: there is none, and torch does not look before it reads it."""
+        """Raises ``RuntimeError``: there is none, and torch does not look before it reads it.
+
+        To a compiler, which notes of a parameter what its gradient is like and reads nothing, it is one without memory.
+        """
+        if TracingContext.try_get() is not None:
+            return torch.UntypedStorage(self.numel() * self.element_size(), device="meta")
         raise RuntimeError("expected a gradient with memory of its own, got a factored one; its dense() has some")
 
     @classmethod
