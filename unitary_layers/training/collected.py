@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..linalg import LowRank
@@ -70,13 +69,8 @@ class FactoredGrad(Tensor):
         return self
 
     def untyped_storage(self) -> torch.UntypedStorage:
-        """Raises ``RuntimeError``: there is none, and torch does not look before it reads it.
-
-        To a compiler, which notes of a parameter what its gradient is like and reads nothing, it is one without memory.
-        """
-        if TracingContext.try_get() is not None:
-            return torch.UntypedStorage(self.numel() * self.element_size(), device="meta")
-        raise RuntimeError("expected a gradient with memory of its own, got a factored one; its dense() has some")
+        """One without memory: who reads it is refused by torch, and compilers and exports ask for its size alone."""
+        return torch.UntypedStorage(self.numel() * self.element_size(), device="meta")
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub forgets func

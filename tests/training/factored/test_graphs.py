@@ -48,6 +48,7 @@ def test_a_graph_is_made_anew_while_a_gradient_waits():
         for rows in (3, 5, 4):  # micro-batches
             run(torch.ones(rows, N)).square().sum().backward()
         run.eval()(torch.ones(2, N))
+        torch.export.export(net, (torch.ones(2, N),))
     assert_rounding(net[0].weight.grad, twin[0].weight.grad, n=N * N)
 
 
