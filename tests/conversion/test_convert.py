@@ -446,6 +446,23 @@ def test_precisions():
         assert_rounding(model(x), y, n=N)
 
 
+def test_an_optimiser_saves_what_it_keeps_of_reverted_weights():
+    model, x = nn.Sequential(nn.Linear(N, N), nn.Linear(N, N)), torch.ones(2, N)
+    optimizer = torch.optim.AdamW(model.parameters())
+    convert(model)
+    attach(model, optimizer)
+    for _ in range(2):
+        model(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        revert(model[0])
+    saved = optimizer.state_dict()["state"]
+    assert "exp_avg" in saved[0]
+    assert "projunn_momentum" in saved[2]
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert "exp_avg" in optimizer.state[model[0].weight]
+
+
 def test_a_gradient_follows_its_weight_to_another_precision():
     layer, x = nn.Linear(6, 4).to(torch.bfloat16), torch.ones(2, 6, dtype=torch.bfloat16)
     for change, dtype in ((convert, torch.float32), (revert, torch.bfloat16)):

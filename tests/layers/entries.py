@@ -50,7 +50,7 @@ class Entry:
 
     @property
     def factored(self) -> bool:
-        """Whether gradients of its unitary weights are sampled in backward, so that there is no ``.grad``."""
+        """Whether gradients of its unitary weights are sampled in backward, and kept by their factors."""
         return self.name.endswith("factored") or "factored-" in self.name
 
     def make(

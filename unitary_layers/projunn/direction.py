@@ -231,6 +231,6 @@ def lasting(rank: int, n: int) -> float:
 
     Args:
         rank: of a sample, at most n.
-        n: of an n x n weight.
+        n: the smaller side of the weight.
     """
     return 1 - rank / (TURNS * n)

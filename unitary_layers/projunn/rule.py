@@ -79,8 +79,8 @@ class UpdateRule:
     Args:
         variant: "D" (nearest unitary matrix to ``W - lr G_k``) or "T" (geodesic step along the tangent part of it). In
             the spectral direction "T" turns by theta and "D" by atan(theta).
-        rank: k, the rank of a sample, at most n, the smaller side of a weight; "auto" for n / 16 (recurrent layers:
-            n / 4), but from 8 to 32 (``direction="gradient"``: 1).
+        rank: k, the rank of a sample, at most n, the smaller side of a weight; "auto" for n / 16 (recurrent layers
+            n / 4, orthonormal kernels n / 2), but from 8 to 32 (``direction="gradient"``: 1).
         sampler: how the sample is found: "lsi", "column", "power" or "svd".
         lr: in the spectral direction the Frobenius length of a step in radians: theta times the root of the number of
             directions that turn, in general 2 k. In the direction of the paper the factor of the gradient. None for

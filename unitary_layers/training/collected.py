@@ -69,8 +69,8 @@ class FactoredGrad(Tensor):
         return self
 
     def untyped_storage(self) -> torch.UntypedStorage:
-        """Raises ``RuntimeError``: there is none, and torch does not look before it reads it."""
-        raise RuntimeError("expected a gradient with memory of its own, got a factored one; its dense() has some")
+        """One without memory: who reads it is refused by torch, and compilers and exports ask for its size alone."""
+        return torch.UntypedStorage(self.numel() * self.element_size(), device="meta")
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub forgets func

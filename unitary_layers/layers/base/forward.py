@@ -35,7 +35,7 @@ def watch_own(module: nn.Module) -> None:
     """Notices, in training, what something else has done to a layer's weights; see Note [Off the manifold]."""
     if not isinstance(module, UnitaryModule) or not module.training:
         return
-    if torch.compiler.is_compiling() or is_transformed() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or is_transformed():
         return
     for name in module._unitary:
         parameter = own_parameter(module, name)

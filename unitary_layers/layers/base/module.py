@@ -35,7 +35,8 @@ class UnitaryModule(UnitaryMethods, OneOperation):
 
     Args:
         update: how the unitary weights move.
-        init: "haar", "identity", "henaff", "cayley", or a filler of the form of :func:`unitary_layers.init.haar_`.
+        init: "haar", "identity", "henaff", "cayley", "timescales", or a filler of the form of
+            :func:`unitary_layers.init.haar_`.
         dtype: real or complex floating point type of the layer; torch's default one if None.
         gradient: "dense" (autograd leaves a matrix in ``.grad``) or "factored"; see Note [Sampling inside backward].
 

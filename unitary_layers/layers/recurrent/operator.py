@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.fx.node import has_side_effect
 
 from ...projunn.gradient import SummedGradient
-from ...training.factored.collect import add_gradient, operator_of
-from ...training.factored.graphs import IN_PYTHON, weight_at
+from ...training.factored.collect import operator_of
+from ...training.factored.graphs import IN_PYTHON, add_if_wanted, weight_at
 from ..base.inputs import without_autocast
 from .fused import Arriving, gradients, product_over_time, states
 from .packed import sizes_of, states_before
@@ -67,8 +67,8 @@ def _scan_backward(
     if factored is not None:
         collected = weight_at(factored)
         parts = states_before(output, h_0, sizes, reverse)
-        gradient = SummedGradient(tuple(operator_of(collected, delta[rows], before) for rows, before in parts))
-        add_gradient(collected, gradient)
+        of = [(delta[rows], before) for rows, before in parts]
+        add_if_wanted(collected, lambda: SummedGradient(tuple(operator_of(collected, *pair) for pair in of)))
     return delta, grad_h_0, grad_weight, delta.new_empty(0) if grad_bias is None else grad_bias
 
 

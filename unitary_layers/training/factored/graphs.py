@@ -1,13 +1,15 @@
 """Factored gradients in compiled graphs, which leave to operators what backward does outside of the graph."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.fx.node import has_side_effect
 
+from ...projunn.gradient import GradientOperator
 from ..owners import owners
 from ..weight import UnitaryOwner, UnitaryWeight
 from .collect import add_gradient, operator_of
@@ -18,7 +20,9 @@ from .collect import collect as collect_eagerly
 # Into an operator it does not look: so the tap of Note [Sampling inside backward] is one there, and its backward is
 # another. A graph knows tensors and no modules. The operator is given the parameter, and finds the layer that holds it
 # by the address of its memory, whatever object the tensor has become on its way through the graph. What goes through
-# an operator is copied, since none may return what it was given.
+# an operator is copied, since none may return what it was given. The graph of a backward is run as a whole, whatever
+# part of it is asked for, so the operator asks the engine whether the parameter is to get a gradient now. It cannot
+# return one: in a compiled graph torch.autograd.grad finds none of a factored weight, and a hook on it gets None.
 
 Sampled = UnitaryWeight | nn.Parameter  # a weight whose gradient is collected; in a compiled graph, its parameter
 # Of an operator that works on the state of a layer: a CUDA graph would replay its kernels without it.
@@ -59,6 +63,26 @@ def _candidates(address: int) -> Iterator[UnitaryOwner]:
     yield from owners()
 
 
+def add_if_wanted(weight: UnitaryWeight, gradient: Callable[[], GradientOperator]) -> None:
+    """:func:`add_gradient`, unless the backward that runs now was asked for other gradients alone."""
+    if _is_wanted(weight.parameter):
+        add_gradient(weight, gradient())
+
+
+def _is_wanted(parameter: Tensor) -> bool:
+    """Whether the backward that runs now is to accumulate the gradient of a leaf."""
+    if torch._C._current_graph_task_id() < 0:  # a compiler has done away with the engine
+        return True
+    # Within an operator autograd is hidden.
+    shown, hidden = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    with torch._C._ForceDispatchKeyGuard(shown, hidden - torch._C._dispatch_keys(parameter)), torch.enable_grad():
+        accumulates = get_gradient_edge(parameter).node
+    try:
+        return torch._C._will_engine_execute_node(accumulates)
+    except RuntimeError:  # as in collect.py: torch.autograd.grad was asked for the weight itself
+        return False
+
+
 def collect(y: Tensor, weight: Sampled, input: Tensor) -> Tensor:
     """:func:`unitary_layers.training.factored.collect.collect`, also in a compiled graph."""
     if isinstance(weight, UnitaryWeight):
@@ -75,7 +99,7 @@ def _tap(y: Tensor, parameter: Tensor, input: Tensor) -> Tensor:
 @torch.library.custom_op("unitary_layers::collect_backward", mutates_args=(), **IN_PYTHON)
 def _collect(delta: Tensor, parameter: Tensor, input: Tensor) -> Tensor:
     weight = weight_at(parameter)
-    add_gradient(weight, operator_of(weight, delta, input))
+    add_if_wanted(weight, lambda: operator_of(weight, delta, input))
     return delta.clone()
 
 

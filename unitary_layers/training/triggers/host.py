@@ -86,7 +86,9 @@ class Host:
         @functools.wraps(of_torch)
         def state_dict(optimizer: Optimizer) -> dict[str, Any]:
             self.show()
-            return with_momenta(of_torch(), optimizer, self.momenta)
+            unitary = {weight.parameter for weight in self.guests.weights()}  # some may be so no more
+            momenta = {parameter: own for parameter, own in self.momenta.items() if parameter in unitary}
+            return with_momenta(of_torch(), optimizer, momenta)
 
         @functools.wraps(of_torch)
         def load_state_dict(optimizer: Optimizer, state_dict: dict[str, Any], *args: Any) -> None:

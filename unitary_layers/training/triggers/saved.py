@@ -1,6 +1,6 @@
 """The momenta of unitary weights in the state dict of an optimiser that does not know of them."""
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ..memory import KEYS
 SOUGHT = ("step", "mu_product", "eta", "mu")
 
 
-def with_momenta(state_dict: dict[str, Any], optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> Any:
+def with_momenta(state_dict: dict[str, Any], optimizer: Optimizer, momenta: Mapping[Tensor, Any]) -> Any:
     """The state dict of an optimiser with the momenta of its unitary weights; see Note [A guest in the state dict]."""
     guests = {
         key: momenta[parameter] | {name: torch.zeros(()) for name in SOUGHT}
