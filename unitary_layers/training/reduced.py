@@ -14,8 +14,8 @@ from ..projunn.gradient import GradientOperator, WrappedGradient
 # ranks is exactly the product of the mean gradient, and 2 k n numbers cross the wire instead of n^2 (with probes of the
 # moments 8 n more). All ranks draw the same random numbers by their keys and get the same sums, bit for bit, so that
 # their weights stay equal without ever being sent. DistributedDataParallel is told to leave these weights alone: a
-# communication hook of it, which thin_products_hook is for dense gradients, sees neither factors, which have no .grad,
-# nor the probes and state of a rule, and what it leaves in .grad must be a matrix again.
+# communication hook of it, which thin_products_hook is for dense gradients, sees neither factors, which autograd does
+# not return, nor the probes and state of a rule, and what it leaves in .grad must be a matrix again.
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from .weight import UnitaryWeight
 # version that torch counts for a tensor, or its address, while a layer knows both from its own last write. So each
 # step, and each forward in training, compares a few integers; only where they differ is |W^H W - I|_F computed. A
 # weight off by more than rounding is reported by name and retracted, or refused with UpdateRule(off_manifold="raise").
-# An optimiser that was never attached writes it again and again: that is reported once, until the weight has taken a
-# step of its own.
+# An optimiser that was detached writes it again and again: that is reported once, until the weight has taken a step of
+# its own. One that was never attached is attached before it writes, but for LBFGS.
 
 # Note [Writes that torch does not count]
 # ``nn.init.normal_(m.weight.data)``, ``p.data.clamp_``, optimisers of the old style and teachers that follow a student

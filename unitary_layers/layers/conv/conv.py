@@ -39,8 +39,8 @@ class OrthogonalConv2d(OrthogonalConvNd):
             delta, as ``nn.init.dirac_`` makes; of an odd number of channels one is off the centre of a local kernel),
             or how each matrix is drawn: "haar", "identity" (for a local kernel as "dirac"), "henaff", "cayley",
             "timescales" or a filler. The default is "local" for full support, "haar" for a local kernel.
-        gradient: "dense", or for full support "factored": the fast way, in which backward leaves no ``.grad`` but
-            samples of rank k for the step; see Note [Sampling inside backward].
+        gradient: "dense", or for full support "factored": the fast way, in which backward leaves in ``.grad``
+            samples of small rank, kept as their two factors; see Note [Sampling inside backward].
 
     Shape:
         Input ``(b, in_channels, h, w)`` or without b, output ``(b, out_channels, h / stride, w / stride)``.

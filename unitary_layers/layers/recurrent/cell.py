@@ -98,7 +98,7 @@ class UnitaryRNNCell(UnitaryRNNBase):
         device: of the parameters.
         dtype: real or complex; a complex cell stores pairs of real numbers and takes complex input.
         update: how the recurrent weight moves.
-        init: how it starts: "haar", "identity", "henaff", "cayley" or a filler.
+        init: how it starts: "haar", "identity", "henaff", "cayley", "timescales" or a filler.
         gradient: "dense" or "factored"; each use before a step is then sampled for itself, see Note [Sampling inside
             backward]: for many time steps take :class:`UnitaryRNN`, which samples their sum.
 
