@@ -135,7 +135,11 @@ def messages() -> list[str]:
 
 
 def test_messages_that_troubleshooting_explains_are_in_the_code():
-    of_torch = ("size mismatch for weight", 'Missing key(s) in state_dict: "activations.0.bias"')
+    of_torch = (
+        "size mismatch for weight",
+        'Missing key(s) in state_dict: "activations.0.bias"',
+        'Unexpected key(s) in state_dict: … "weight_count"',
+    )
     headings = re.findall(r"^### `(.+)`$", (ROOT / "docs/guides/troubleshooting.md").read_text(), re.MULTILINE)
     texts = messages()
     assert len(headings) > 30

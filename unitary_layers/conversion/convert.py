@@ -33,9 +33,9 @@ def convert(
     """Makes the layers of a model unitary, in place: each gets the class of this package that takes its place.
 
     - ``nn.Linear`` becomes :class:`UnitaryLinear`, with orthonormal rows or columns.
-    - ``nn.Conv1d`` to ``3d`` and ``nn.ConvTranspose1d`` to ``3d`` become :class:`StiefelConv2d` and its kin, whose
-      kernels are orthonormal as matrices; with ``conv="isometry"`` convolutions become :class:`OrthogonalConv2d` and
-      its kin, which are orthogonal as operators.
+    - ``nn.Conv1d`` to ``3d`` and ``nn.ConvTranspose1d`` to ``3d`` become :class:`StiefelConv2d` and its kin: their
+      kernels, as matrices, have orthonormal rows or columns. With ``conv="isometry"`` convolutions become
+      :class:`OrthogonalConv2d` and its kin, which keep the length of an image.
     - ``nn.RNN`` and ``nn.RNNCell`` become :class:`UnitaryRNN` and :class:`UnitaryRNNCell`, with unitary recurrent
       weights.
     - ``nn.MultiheadAttention`` becomes :class:`UnitaryMultiheadAttention`, with four unitary projections.
@@ -45,10 +45,10 @@ def convert(
     layer that shares its weight with one that is not converted. A layer under
     ``torch.nn.utils.parametrizations.orthogonal`` keeps its value and loses the parametrisation.
 
-    Layers keep their identity, names, devices, dtypes (unitary weights are never below float32), hooks, training flags
-    and attributes. Parameters keep theirs too, with ``requires_grad`` and ties, so that an optimiser may be built
-    before or after; only with complex weights and with ``conv="isometry"`` must it be built after. See Note [A layer
-    changes its class].
+    Layers stay the same objects, with their names, devices, dtypes (unitary weights are never below float32), hooks,
+    training flags and attributes. Parameters stay the same objects too, with ``requires_grad`` and ties. So an
+    optimiser may be built before or after; only with complex weights and with ``conv="isometry"`` must it be built
+    after. See Note [A layer changes its class].
 
     Args:
         model: of any classes; its layers are changed.
@@ -63,7 +63,7 @@ def convert(
             orthonormal one is an isometry already. A convolution with other padding than theirs is left alone.
 
     Returns:
-        A table of what became of each layer.
+        A :class:`Report`: printed, a table of what became of each layer.
 
     Raises:
         TypeError: for what is not a module, and for a pattern that is not a string.
@@ -99,15 +99,16 @@ def convert(
 def revert(model: nn.Module) -> Report:
     """Makes the layers of this package in a model torch's own again, in place; the model does the same as before.
 
-    It takes converted layers and others. What :func:`convert` says of identity, parameters, hooks, flags and ties holds
-    here too. A unitary weight gets the dtype of the layer's bias; without a bias it stays as it is stored, in float32
-    at least. Layers that torch has not are left alone: recurrences with modReLU or complex numbers.
+    The layers may come from :func:`convert` or have been built as they are. What :func:`convert` says of objects,
+    hooks, flags and ties holds here too. A unitary weight gets the dtype of the layer's bias; without a bias it keeps
+    its own, float32 at least. A convolution with full support gets a kernel as large as the image. Layers for which
+    torch has none are left alone: recurrences with modReLU or complex numbers.
 
     Args:
         model: of any classes; its layers are changed.
 
     Returns:
-        A table of what became of each layer.
+        A :class:`Report`: printed, a table of what became of each layer.
 
     Raises:
         TypeError: for what is not a module.

@@ -24,11 +24,13 @@ from .linear import UnitaryLinear
 
 
 class UnitaryMultiheadAttention(UnitaryModule):
-    r"""Attention of many heads whose projections are orthogonal matrices, in the place of ``nn.MultiheadAttention``.
+    r"""Multi-head attention whose projections are orthogonal matrices, in the place of ``nn.MultiheadAttention``.
 
-    Takes the same arguments and inputs, has the same parameter names and shapes, and returns the same with the same
-    weights, so that it can stand as ``self_attn`` in ``nn.TransformerEncoderLayer``. The output projection is a
-    :class:`UnitaryLinear`. Attention itself is no isometry.
+    It takes the same arguments and inputs, and has the same parameter names and shapes. With the same weights it
+    returns the same, so it can stand as ``self_attn`` in ``nn.TransformerEncoderLayer``. The output projection is a
+    :class:`UnitaryLinear`. Attention as a whole is no isometry.
+
+    A state dict of ``nn.MultiheadAttention`` loads, and gives the orthogonal matrices nearest to its weights.
 
     Args:
         embed_dim: features E of queries and outputs.
@@ -44,7 +46,7 @@ class UnitaryMultiheadAttention(UnitaryModule):
         dtype: real floating point type.
         update: how the projections move.
         init: how they start: "haar", "identity", "henaff", "cayley", "timescales" or a filler.
-        gradient: "dense" and nothing else.
+        gradient: "dense", and no other.
 
     Inputs:
         query, key, value: ``(L, b, E)``, ``(S, b, kdim)``, ``(S, b, vdim)``, batch first if so said, or without b.
@@ -56,9 +58,9 @@ class UnitaryMultiheadAttention(UnitaryModule):
     Attributes:
         in_proj_weight: the projections of queries, keys and values ``(3 E, E)``; None with a ``kdim`` or ``vdim`` of
             its own. See Note [Projections of attention].
-        q_proj_weight: then that of queries ``(E, E)``, else None.
-        k_proj_weight: then that of keys ``(E, kdim)``, else None.
-        v_proj_weight: then that of values ``(E, vdim)``, else None.
+        q_proj_weight: in that case the projection of queries ``(E, E)``, else None.
+        k_proj_weight: likewise that of keys ``(E, kdim)``, else None.
+        v_proj_weight: likewise that of values ``(E, vdim)``, else None.
         in_proj_bias: ``(3 E,)`` or None.
         out_proj: a :class:`UnitaryLinear` of E features.
 

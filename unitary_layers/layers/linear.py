@@ -31,8 +31,8 @@ class UnitaryLinear(UnitaryModule):
         dtype: real or complex; a complex layer stores pairs of real numbers.
         update: how the weight moves.
         init: how the weight starts: "haar", "identity", "henaff", "cayley", "timescales" or a filler.
-        gradient: "dense", or "factored": the fast way, in which backward leaves in ``.grad`` a sample by its factors;
-            see Note [Sampling inside backward].
+        gradient: "dense", or "factored": the fast way, in which backward leaves in ``.grad`` a sample of small rank,
+            kept as its two factors; see Note [Sampling inside backward].
 
     Shape:
         Input ``(..., in_features)``, output ``(..., out_features)``.

@@ -40,7 +40,7 @@ class OrthogonalConv2d(OrthogonalConvNd):
             or how each matrix is drawn: "haar", "identity" (for a local kernel as "dirac"), "henaff", "cayley",
             "timescales" or a filler. The default is "local" for full support, "haar" for a local kernel.
         gradient: "dense", or for full support "factored": the fast way, in which backward leaves in ``.grad``
-            samples by their factors; see Note [Sampling inside backward].
+            samples of small rank, kept as their two factors; see Note [Sampling inside backward].
 
     Shape:
         Input ``(b, in_channels, h, w)`` or without b, output ``(b, out_channels, h / stride, w / stride)``.

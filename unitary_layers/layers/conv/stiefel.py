@@ -56,9 +56,10 @@ class StiefelConvNd(StiefelNd):
 class StiefelConv2d(StiefelConvNd):
     r"""A convolution of images with an orthonormal kernel, in the place of ``nn.Conv2d``, with all of its options.
 
-    Its kernel, unfolded to a matrix with a row for each output channel, has orthonormal rows; where it has more rows
-    than columns, orthonormal columns. So no two outputs look for the same thing. Unlike :class:`OrthogonalConv2d` it
-    is no isometry, but its Lipschitz constant is known; see Note [Lipschitz constant of a kernel].
+    Its kernel, unfolded to a matrix with a row for each output channel, has orthonormal rows: no two outputs look for
+    the same thing. If it has more rows than columns, the columns are orthonormal instead. Unlike
+    :class:`OrthogonalConv2d` it is no isometry, but its Lipschitz constant is known; see Note [Lipschitz constant of a
+    kernel].
 
     A state dict of ``nn.Conv2d`` loads, and gives the orthonormal kernel that is nearest to its weight.
 
@@ -77,7 +78,7 @@ class StiefelConv2d(StiefelConvNd):
         update: how the weight moves.
         init: how the weight starts: "haar", "dirac" or "identity" (a centred delta, as ``nn.init.dirac_`` makes),
             "henaff", "cayley", "timescales" or a filler of the unfolded kernels.
-        gradient: "dense" and nothing else.
+        gradient: "dense", and no other.
         normalize: whether to divide the kernel by its Lipschitz constant, which makes the layer 1-Lipschitz.
 
     Shape:

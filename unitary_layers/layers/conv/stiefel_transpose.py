@@ -99,7 +99,7 @@ class StiefelConvTranspose2d(StiefelConvTransposeNd):
         dtype: real or complex; a complex layer stores pairs of real numbers.
         update: how the weight moves.
         init: how the weight starts, as in :class:`StiefelConv2d`.
-        gradient: "dense" and nothing else.
+        gradient: "dense", and no other.
         normalize: whether to divide the kernel by its Lipschitz constant, which makes the layer 1-Lipschitz.
 
     Shape:

@@ -51,8 +51,8 @@ class UnitaryRNN(UnitaryRNNBase):
         dtype: real or complex; a complex layer stores pairs of real numbers and takes complex input.
         update: how the recurrent weights move.
         init: how they start: "haar", "identity", "henaff", "cayley", "timescales" or a filler.
-        gradient: "dense", or "factored": the fast way, in which backward leaves in the ``.grad`` of the recurrent
-            weights a sample by its factors; see Note [Sampling inside backward].
+        gradient: "dense", or "factored": the fast way, in which backward leaves in ``.grad`` of the recurrent weights
+            a sample of small rank, kept as its two factors; see Note [Sampling inside backward].
 
     Inputs:
         input: ``(seq, batch, input_size)``, ``(seq, input_size)``, batch first if so said, or a ``PackedSequence``.

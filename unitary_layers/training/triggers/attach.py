@@ -38,19 +38,19 @@ def attach(
 ) -> AttachHandle:
     """Makes an unmodified training loop train the unitary weights of a module.
 
-    ``attach(model, optimizer)`` takes the projUNN step whenever the optimiser steps, and first: a gradient that is
-    refused stops both. (With a closure, or gradients that have a graph themselves, it has to come second.) During its
-    own step the optimiser (and a hook on it that is registered later) does not see the unitary weights, so neither
-    weight decay nor momentum nor a moving average inside it reaches them. Accumulation, clipping, ``GradScaler`` and
-    ``maximize`` work as for any parameter, also within a closure; a step that the scaler skips is no step. A schedule
-    of the optimiser's learning rate scales the rules' rates by its present value over its height: the rule's own rate
-    is reached where the schedule is highest. What is taken for the height, and for which schedules it is better to
-    give ``lr_scale``, is told in Note [What a rate is relative to]. A ``GradScaler`` is to be named where
-    there are factored gradients.
+    ``attach(model, optimizer)`` takes the projUNN step just before each step of the optimiser, so that a gradient that
+    is refused stops both. (With a closure, or gradients that have a graph themselves, it comes after.) During its own
+    step the optimiser (and a hook on it that is registered later) does not see the unitary weights. So neither its
+    weight decay nor its momentum nor a moving average inside it reaches them. Accumulation, clipping, ``GradScaler``
+    and ``maximize`` work as for any parameter, also within a closure; a step that the scaler skips is no step. A
+    schedule of the optimiser's learning rate scales the rules' rates by its present value over its height: the rule's
+    own rate is reached where the schedule is highest. What is taken for the height, and for which schedules it is
+    better to give ``lr_scale``, is told in Note [What a rate is relative to]. Where there are factored gradients, name
+    the ``GradScaler``.
 
-    ``attach(model)`` takes it by itself as soon as a backward has finished: for the plain loop of one backward per
-    step. Do not use it with gradient accumulation, clipping or ``GradScaler``, nor with weights that are shared
-    between segments of reentrant checkpointing: it would step before they are done. Weights that are replaced or
+    ``attach(model)`` takes the projUNN step by itself, as soon as a backward has finished: for the plain loop of one
+    backward per step. Do not use it with gradient accumulation, clipping or ``GradScaler``, nor with weights that are
+    shared between segments of reentrant checkpointing: it would step before they are done. Weights that are replaced or
     unfrozen later are found in the next forward of the module, if that is not compiled.
 
     Several modules may be attached to one optimiser: they step together. A copy of the module or of the optimiser is
@@ -59,9 +59,9 @@ def attach(
     Args:
         module: any module tree; its unitary weights are looked up anew at each step.
         optimizer: any torch optimiser whose step reads ``param_groups``, or a wrapper with it as ``optimizer``.
-        scaler: the ``GradScaler`` that scales the losses, needed where there are layers with ``gradient="factored"``.
-            Their gradients are unscaled by it, and where one has overflowed the whole step is skipped. Layers that are
-            added later are to be told by :func:`use_grad_scaler`.
+        scaler: the ``GradScaler`` that scales the losses. Layers with ``gradient="factored"`` then take the scale out
+            before they sample, which those with ``precondition=True`` need. Layers that are added later are to be
+            told by :func:`use_grad_scaler`.
         lr_scale: the factor of the rules' rates, in the place of the schedule's: a number, or a function of the
             weight's parameter group, asked at each step, as in ``lambda group: group["lr"] / peak``.
 
