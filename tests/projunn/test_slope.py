@@ -53,7 +53,7 @@ def test_steps_that_overshoot_become_shorter_and_recover():
 
 @pytest.mark.parametrize(("mean", "is_shorter"), [(0.3, False), (0.8, True)])
 def test_some_overshooting_is_tolerated(mean, is_shorter):
-    # slopes of 1 and -1 with this mean have a trend t of about the same size, and what is tolerated of t^2 is 0.3
+    # slopes of 1 and -1 with this mean have a trend t of about the same size, and what is tolerated of t^2 is 0.2
     g = torch.Generator().manual_seed(0)
     slopes = torch.where(torch.rand(1000, generator=g) < (1 + mean) / 2, 1.0, -1.0)
     assert (factor_of(after(slopes.tolist())) < 0.5) == is_shorter
