@@ -140,9 +140,18 @@ def geoopt(task: Task, rate: float) -> Learner:
         from geoopt.optim import RiemannianAdam
 
     model, start, rest = _split(task)
-    points = {name: ManifoldParameter(w, manifold=EuclideanStiefel()) for name, w in start.items()}
+    is_wide = {name: w.size(-2) < w.size(-1) for name, w in start.items()}  # which geoopt does not take
+    points = {
+        name: ManifoldParameter(w.mT.contiguous() if is_wide[name] else w, manifold=EuclideanStiefel())
+        for name, w in start.items()
+    }
     optimizers = [_adamw(rest, task.lr), RiemannianAdam(points.values(), lr=rate)]
-    return Learner(model, optimizers, lambda: {name: p.as_subclass(Tensor) for name, p in points.items()})
+
+    def lent() -> Weights:
+        plain = {name: point.as_subclass(Tensor) for name, point in points.items()}
+        return {name: x.mT if is_wide[name] else x for name, x in plain.items()}
+
+    return Learner(model, optimizers, lent)
 
 
 def pogo(task: Task, rate: float) -> Learner:
@@ -151,9 +160,16 @@ def pogo(task: Task, rate: float) -> Learner:
     from pogo.base import VectorAdam
 
     model, start, rest = _split(task)
+    is_tall = {name: w.size(-2) > w.size(-1) for name, w in start.items()}  # which POGO does not take
+    start = {name: w.mT.contiguous() if is_tall[name] else w for name, w in start.items()}
     points = {name: nn.Parameter(w.reshape(-1, *w.shape[-2:])) for name, w in start.items()}
     optimizers = [_adamw(rest, task.lr), POGO(list(points.values()), VectorAdam(), lr=rate)]
-    return Learner(model, optimizers, lambda: {name: p.view(start[name].shape) for name, p in points.items()})
+
+    def lent() -> Weights:
+        shaped = {name: point.view(start[name].shape) for name, point in points.items()}
+        return {name: x.mT if is_tall[name] else x for name, x in shaped.items()}
+
+    return Learner(model, optimizers, lent)
 
 
 def muon(task: Task, rate: float) -> Learner:
