@@ -72,6 +72,8 @@ def messages(net: nn.Module, optimizer: torch.optim.Optimizer, loop: Loop = plai
         for _ in range(steps):
             loop(net, optimizer)
             schedule.step()
+    adopted = [warning for warning in found if "was not attached" in str(warning.message)]
+    assert all(warning.filename == __file__ for warning in adopted)  # where the script steps
     return [str(warning.message) for warning in found]
 
 

@@ -1,5 +1,6 @@
 """Adopts optimisers that step unitary weights without having been attached."""
 
+import sys
 import threading
 import warnings
 import weakref
@@ -67,5 +68,13 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     warnings.warn(
         f"{type(optimizer).__name__} was not attached, and was about to take the unitary weight {weights[0].name!r} "
         f"{tuple(weights[0].matrix.shape)}{more} for an ordinary parameter. {advice}",
-        stacklevel=4,
+        stacklevel=_level_of_caller(),
     )
+
+
+def _level_of_caller() -> int:
+    """How far up the script is that steps the optimiser: past this file, and torch, whose schedulers wrap steps."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("torch.", __name__)):
+        frame, level = frame.f_back, level + 1
+    return level
