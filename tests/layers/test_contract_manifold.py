@@ -128,17 +128,23 @@ def test_a_step_notices_names_and_repairs_too(entry, damage):
     assert_unitary(module)
 
 
-@every_entry
-@pytest.mark.parametrize(
-    "averaged", [AveragedModel, lambda m: AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(0.5))], ids=["swa", "ema"]
-)
-def test_an_average_that_is_trained_on_is_repaired(entry, averaged):
+def average_of_steps(entry, averaged):
+    """The average over three steps of a layer, which is not unitary."""
     module = entry.make(update=UpdateRule(lr=3.0))
     average = averaged(module)
     for seed in range(3):
         loss_of(module, entry.input(seed=seed)).backward()
         projunn_step(module)
         average.update_parameters(module)
+    return average
+
+
+@every_entry
+@pytest.mark.parametrize(
+    "averaged", [AveragedModel, lambda m: AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(0.5))], ids=["swa", "ema"]
+)
+def test_an_average_that_is_trained_on_is_repaired(entry, averaged):
+    average = average_of_steps(entry, averaged)
     expected = expected_after(average)
     with pytest.warns(UserWarning, match=r"'\S*' \(.* was written by something else: expected .* <= .*, got \d"):
         loss_of(average.module, entry.input())
@@ -148,12 +154,7 @@ def test_an_average_that_is_trained_on_is_repaired(entry, averaged):
 
 @every_entry
 def test_an_average_is_evaluated_as_it_comes_back_from_a_file(entry):
-    module = entry.make(update=UpdateRule(lr=3.0))
-    average = AveragedModel(module)
-    for seed in range(3):
-        loss_of(module, entry.input(seed=seed)).backward()
-        projunn_step(module)
-        average.update_parameters(module)
+    average = average_of_steps(entry, AveragedModel)
     average.eval()
     before = snapshot(average.module)
     with warnings.catch_warnings():

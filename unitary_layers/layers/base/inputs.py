@@ -8,7 +8,6 @@ from torch import Tensor
 from ...linalg.check import FLOATING, check_dense
 from ...projunn.rule import UpdateRule
 from ...projunn.sampling import LINEAR_SAMPLERS
-from ...training.precision import without_autocast as without_autocast
 
 GRADIENTS = ("dense", "factored")
 HALF = (torch.float16, torch.bfloat16)

@@ -26,7 +26,7 @@ from ...linalg.signal.spectrum import (
 )
 from ...linalg.transforms import is_transformed
 from ...training.factored.graphs import Sampled, collect
-from ..base.inputs import without_autocast
+from ...training.precision import without_autocast
 
 Factored = tuple[Sampled | None, Sampled | None]  # those of a layer's weights that are collected
 # Up to this many points a product with the dense basis is the faster transform; on two cores they meet at 16 x 16.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...linalg.signal.grid import pad_periodic
 from ...linalg.signal.kernel import centred_shifts, local_kernel, shift_count
-from ..base.inputs import without_autocast
+from ...training.precision import without_autocast
 from .full import Factored
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -9,7 +9,7 @@ from torch.fx.node import has_side_effect
 from ...projunn.gradient import SummedGradient
 from ...training.factored.collect import operator_of
 from ...training.factored.graphs import IN_PYTHON, add_if_wanted, weight_at
-from ..base.inputs import without_autocast
+from ...training.precision import without_autocast
 from .fused import Arriving, gradients, product_over_time, states
 from .packed import sizes_of, states_before
 

@@ -10,8 +10,8 @@ from ...linalg.transforms import is_exporting, is_transformed
 from ...training.factored.collect import Parts, collect
 from ...training.factored.graphs import Sampled, weight_at
 from ...training.factored.once import once_differentiable
+from ...training.precision import without_autocast
 from ...training.weight import UnitaryWeight
-from ..base.inputs import without_autocast
 from .fused import Arriving, gradients, kind_of, product_over_time, states
 from .operator import scan_operator
 from .packed import alive_of, sizes_of, states_before
