@@ -13,7 +13,8 @@ LEVELS = (
     ("_version",),
     # what is true of tensors
     ("linalg.check", "linalg.transforms", "linalg.polar", "linalg.unitary", "linalg.lowrank", "linalg.thin"),
-    ("linalg.signal.grid", "linalg.signal.spectrum", "linalg.signal.kernel", "linalg.signal", "linalg"),
+    ("linalg.signal.grid", "linalg.signal.spectrum", "linalg.signal.kernel", "linalg.signal.bound"),
+    ("linalg.signal", "linalg"),
     ("init",),
     ("projunn.gradient", "projunn.noise", "projunn.moments", "projunn.sampling"),
     ("projunn.isometry", "projunn.rotation"),

@@ -37,6 +37,8 @@ from .layers import UnitaryRNNCell as UnitaryRNNCell
 from .linalg import depth_to_space as depth_to_space
 from .linalg import haar_unitary as haar_unitary
 from .linalg import nearest_unitary as nearest_unitary
+from .linalg import orthogonality_bound as orthogonality_bound
+from .linalg import orthogonality_penalty as orthogonality_penalty
 from .linalg import space_to_depth as space_to_depth
 from .linalg import support_penalty as support_penalty
 from .linalg import unitarity_error as unitarity_error
