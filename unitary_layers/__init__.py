@@ -22,6 +22,9 @@ from .layers import ModReLU as ModReLU
 from .layers import OrthogonalConv1d as OrthogonalConv1d
 from .layers import OrthogonalConv2d as OrthogonalConv2d
 from .layers import OrthogonalConv3d as OrthogonalConv3d
+from .layers import OrthogonalConvTranspose1d as OrthogonalConvTranspose1d
+from .layers import OrthogonalConvTranspose2d as OrthogonalConvTranspose2d
+from .layers import OrthogonalConvTranspose3d as OrthogonalConvTranspose3d
 from .layers import StiefelConv1d as StiefelConv1d
 from .layers import StiefelConv2d as StiefelConv2d
 from .layers import StiefelConv3d as StiefelConv3d

@@ -7,8 +7,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from ..layers import UnitaryModule
-from ..layers.conv.convnd import OrthogonalConvNd
 from ..layers.conv.local import LocalSupport
+from ..layers.conv.orthogonal import OrthogonalConvNd
 from ..layers.conv.stiefelnd import StiefelNd
 from ..linalg.signal import orthogonality_bound
 from ..projunn.rule import UpdateRule
@@ -168,4 +168,4 @@ def _of_isometry(layer: OrthogonalConvNd, arguments: dict[str, Any]) -> tuple[di
         raise LeaveAlone("torch has no such padding of an even kernel, with a stride along another side")
     else:
         padding = tuple(before)
-    return arguments | {"kernel_size": taps, "padding": padding, "padding_mode": "circular"}, kernel
+    return arguments | {"kernel_size": taps, "padding": padding, "padding_mode": layer.padding_mode}, kernel
