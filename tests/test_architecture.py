@@ -50,6 +50,7 @@ LEVELS = (
     ("models.arguments", "models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel", "models"),
     ("testing",),
     ("",),
+    ("__main__",),
 )
 # What a storey must not know, whatever the arrows say: names of torch that it may not mention.
 UNKNOWN = {
