@@ -589,11 +589,14 @@ def test_a_kernel_that_is_divided_is_reverted_divided():
 
 def test_what_torch_has_not_is_not_reverted():
     model = nn.Sequential(
-        unitary_layers.UnitaryRNN(3, N, nonlinearity="modrelu"), unitary_layers.UnitaryRNN(3, N, dtype=torch.complex64)
+        unitary_layers.UnitaryRNN(3, N, nonlinearity="modrelu"),
+        unitary_layers.UnitaryRNN(3, N, dtype=torch.complex64),
+        unitary_layers.UnitaryRNN(3, N, return_sequence=False),
     )
     assert [row.note for row in revert(model)] == [
         "torch's has no nonlinearity 'modrelu'",
         "torch's has no complex numbers",
+        "torch's returns the states of all time steps",
     ]
     assert all(isinstance(layer, unitary_layers.UnitaryRNN) for layer in model)
 

@@ -81,6 +81,11 @@ def recurrent(**fixed: Any) -> Callable[..., nn.Module]:
     return lambda **options: UnitaryRNN(5, N, **fixed, **options)
 
 
+def last_state(**options: Any) -> nn.Module:
+    """A linear layer with few features, which takes Note [Responses to impulses]."""
+    return UnitaryRNN(1, N, nonlinearity="identity", return_sequence=False, gradient="factored", **options)
+
+
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself, as the layers take it: one input, one output."""
 
@@ -133,6 +138,7 @@ ENTRIES = (
     ),
     Entry("rnn-factored", recurrent(nonlinearity="modrelu", gradient="factored"), (STEPS, BATCH, 5)),
     Entry("rnn-module-factored", recurrent(nonlinearity=nn.Softsign(), gradient="factored"), (STEPS, BATCH, 5)),
+    Entry("rnn-last-state-factored", last_state, (STEPS, BATCH, 1)),
     Entry("cell-factored", lambda **o: UnitaryRNNCell(5, N, gradient="factored", **o), (BATCH, 5)),
     Entry(
         "conv-factored", lambda **o: OrthogonalConv2d(N, N, input_size=4, gradient="factored", **o), (BATCH, N, 4, 4)

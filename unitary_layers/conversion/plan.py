@@ -74,6 +74,8 @@ def back(layer: nn.Module, parent: nn.Module | None) -> Swap:
         kernel = layer.spatial_kernel()
     if arguments.get("nonlinearity", "tanh") not in NONLINEARITIES:
         raise LeaveAlone(f"torch's has no nonlinearity {layer.nonlinearity!r}")
+    if not getattr(layer, "return_sequence", True):
+        raise LeaveAlone("torch's returns the states of all time steps")
     if layer.is_complex and "nonlinearity" in arguments:
         raise LeaveAlone("torch's has no complex numbers")
     of_attention = isinstance(parent, (nn.MultiheadAttention, BY_PLAIN[nn.MultiheadAttention].ours))
