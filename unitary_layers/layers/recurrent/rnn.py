@@ -15,8 +15,9 @@ from ...linalg.check import check_dense
 from ...linalg.transforms import is_transformed
 from ...projunn.rule import UpdateRule
 from ..activation import make_activation
-from ..base.forward import factored_weight, value_in_use, watch_own
+from ..base.forward import factored_weight, integer_of, value_in_use, watch_own
 from ..base.inputs import dtype_differs
+from ..base.quantise import as_quantiser
 from .cell import UnitaryRNNBase
 from .scan import scan
 
@@ -53,6 +54,9 @@ class UnitaryRNN(UnitaryRNNBase):
         init: how they start: "haar", "identity", "henaff", "cayley", "timescales" or a filler.
         gradient: "dense", or "factored": the fast way, in which backward leaves in ``.grad`` of the recurrent weights
             a sample of small rank, kept as its two factors; see Note [Sampling inside backward].
+        weight_bits: from 2 to 8: the forward pass uses the recurrent weights rounded to so many bits, and the step
+            moves the exact ones; see Note [Quantised weights]. Input weights keep their precision.
+        weight_scale: of the rounded weights: "row", "mse" or "max", as for :class:`UnitaryLinear`.
 
     Inputs:
         input: ``(seq, batch, input_size)``, ``(seq, input_size)``, batch first if so said, or a ``PackedSequence``.
@@ -95,8 +99,11 @@ class UnitaryRNN(UnitaryRNNBase):
         update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
         init: str | Callable[..., Tensor] = "henaff",
         gradient: str = "dense",
+        weight_bits: int | None = None,
+        weight_scale: str = "row",
     ) -> None:
         super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init, gradient)
+        self.quantiser = as_quantiser(weight_bits, weight_scale)
         _check_options(num_layers, dropout, bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         self.num_layers = num_layers
         self.batch_first = batch_first
@@ -128,6 +135,10 @@ class UnitaryRNN(UnitaryRNNBase):
     def recurrent_matrix(self, layer: int = 0, *, reverse: bool = False) -> Tensor:
         """The unitary matrix ``(n, n)`` of a layer and direction, as a differentiable view of the stored weight."""
         return self.value(f"weight_hh_l{layer}" + ("_reverse" if reverse else ""))
+
+    def integer(self, layer: int = 0, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
+        """The recurrent weight of a layer and direction in integers, as :meth:`UnitaryLinear.integer`."""
+        return integer_of(self, f"weight_hh_l{layer}" + ("_reverse" if reverse else ""))
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
