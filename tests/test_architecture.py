@@ -34,7 +34,7 @@ LEVELS = (
     ("training.triggers", "training"),
     # the modules themselves
     ("layers.base.inputs", "layers.base.symbolic", "layers.base.states", "layers.base.loading", "layers.base.methods"),
-    ("layers.base.module", "layers.base.forward"),
+    ("layers.base.quantise", "layers.base.module", "layers.base.forward"),
     ("layers.base",),
     ("layers.activation", "layers.linear", "layers.attention"),
     ("layers.recurrent.packed", "layers.recurrent.linear", "layers.recurrent.fused", "layers.recurrent.operator"),

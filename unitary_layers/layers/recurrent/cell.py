@@ -13,9 +13,10 @@ from ...linalg.check import check_dense
 from ...projunn.rule import UpdateRule
 from ...training.factored.graphs import collect
 from ..activation import make_activation
-from ..base.forward import factored_weight, value_in_use, watch_own
+from ..base.forward import factored_weight, integer_of, value_in_use, watch_own
 from ..base.inputs import dtype_differs
 from ..base.module import UnitaryModule
+from ..base.quantise import as_quantiser
 
 NONLINEARITIES = ("tanh", "relu", "modrelu", "identity")
 
@@ -105,6 +106,7 @@ class UnitaryRNNCell(UnitaryRNNBase):
         init: how it starts: "haar", "identity", "henaff", "cayley", "timescales" or a filler.
         gradient: "dense" or "factored"; each use before a step is then sampled for itself, see Note [Sampling inside
             backward]: for many time steps take :class:`UnitaryRNN`, which samples their sum.
+        weight_bits, weight_scale: as for :class:`UnitaryRNN`, which rounds once a pass, where a cell does at each step.
 
     Shape:
         Input ``(batch, input_size)`` or ``(input_size,)``; state and output ``(batch, n)`` or ``(n,)``.
@@ -126,8 +128,11 @@ class UnitaryRNNCell(UnitaryRNNBase):
         update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
         init: str | Callable[..., Tensor] = "henaff",
         gradient: str = "dense",
+        weight_bits: int | None = None,
+        weight_scale: str = "row",
     ) -> None:
         super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init, gradient)
+        self.quantiser = as_quantiser(weight_bits, weight_scale)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self._new_direction(input_size, "", dd)
         self.activation = make_activation(nonlinearity, hidden_size, **dd)
@@ -137,6 +142,10 @@ class UnitaryRNNCell(UnitaryRNNBase):
     def matrix(self) -> Tensor:
         """The unitary recurrent matrix ``(n, n)``, as a differentiable view of the stored weight."""
         return self.value("weight_hh")
+
+    def integer(self) -> tuple[Tensor, Tensor]:
+        """The recurrent weight in integers, as :meth:`UnitaryLinear.integer`."""
+        return integer_of(self, "weight_hh")
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if isinstance(input, Proxy):

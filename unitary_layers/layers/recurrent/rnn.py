@@ -14,8 +14,9 @@ from ...linalg.check import check_dense
 from ...linalg.transforms import is_transformed
 from ...projunn.rule import UpdateRule
 from ..activation import make_activation
-from ..base.forward import factored_weight, value_in_use, watch_own
+from ..base.forward import factored_weight, integer_of, value_in_use, watch_own
 from ..base.inputs import dtype_differs
+from ..base.quantise import as_quantiser
 from .cell import UnitaryRNNBase
 from .impulse import impulses_pay, last_states
 from .options import check_options
@@ -57,6 +58,9 @@ class UnitaryRNN(UnitaryRNNBase):
         return_sequence: whether the output holds the states of all time steps; False for those after the last one
             alone. Of a layer with nonlinearity "identity", few input features and no ``h_0`` that saves most of the
             time and memory; see Note [Responses to impulses].
+        weight_bits: from 2 to 8: the forward pass uses the recurrent weights rounded to so many bits, and the step
+            moves the exact ones; see Note [Quantised weights]. Input weights keep their precision.
+        weight_scale: of the rounded weights: "row", "mse" or "max", as for :class:`UnitaryLinear`.
 
     Inputs:
         input: ``(seq, batch, input_size)``, ``(seq, input_size)``, batch first if so said, or a ``PackedSequence``.
@@ -102,8 +106,11 @@ class UnitaryRNN(UnitaryRNNBase):
         init: str | Callable[..., Tensor] = "henaff",
         gradient: str = "dense",
         return_sequence: bool = True,
+        weight_bits: int | None = None,
+        weight_scale: str = "row",
     ) -> None:
         super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init, gradient)
+        self.quantiser = as_quantiser(weight_bits, weight_scale)
         flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
         check_options(num_layers, dropout, **flags, return_sequence=return_sequence)
         self.num_layers = num_layers
@@ -137,6 +144,10 @@ class UnitaryRNN(UnitaryRNNBase):
     def recurrent_matrix(self, layer: int = 0, *, reverse: bool = False) -> Tensor:
         """The unitary matrix ``(n, n)`` of a layer and direction, as a differentiable view of the stored weight."""
         return self.value(f"weight_hh_l{layer}" + ("_reverse" if reverse else ""))
+
+    def integer(self, layer: int = 0, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
+        """The recurrent weight of a layer and direction in integers, as :meth:`UnitaryLinear.integer`."""
+        return integer_of(self, f"weight_hh_l{layer}" + ("_reverse" if reverse else ""))
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
