@@ -58,7 +58,8 @@ def integer_of(module: UnitaryModule, name: str) -> tuple[Tensor, Tensor]:
     """
     if module.quantiser is None:
         raise ValueError(f"expected a layer with weight_bits, got a {type(module).__name__} without")
-    codes, scale = module.quantiser.codes(in_use(module, name).detach())
+    stored = in_use(module, name) if name in module._unitary else getattr(module, name)
+    codes, scale = module.quantiser.codes(stored.detach())
     return codes.to(torch.int8), scale
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..base.forward import factored_weight, integer_of, value_in_use, watch_own
 from ..base.inputs import dtype_differs
 from ..base.module import UnitaryModule
 from ..base.quantise import as_quantiser
+from .scan import scan
 
 NONLINEARITIES = ("tanh", "relu", "modrelu", "identity")
 
@@ -25,6 +27,7 @@ class UnitaryRNNBase(UnitaryModule):
     """What the layer and the cell share: sizes, nonlinearity, and how their parameters are filled."""
 
     rank_share = 4  # a step costs nothing beside a pass through time, and rank is worth more here
+    recurrent = "weight_hh"  # name of the parameters that recurrent matrices are made of
     uses = 64  # until a layer has seen a sequence; a cell does not know how long its loop is
 
     def __init__(
@@ -59,9 +62,18 @@ class UnitaryRNNBase(UnitaryModule):
         """Registers the parameters of one direction of one layer, under the names and in the order of torch."""
         n = self.hidden_size
         self.register_parameter(f"weight_ih{suffix}", self.new_parameter((n, input_size), **dd))
-        self.register_unitary(f"weight_hh{suffix}", (n, n), **dd)
+        self._new_recurrence(suffix, dd)
         for name in ("bias_ih", "bias_hh"):
             self.register_parameter(f"{name}{suffix}", self.new_parameter((n,), **dd) if self.bias else None)
+
+    def _new_recurrence(self, suffix: str, dd: dict[str, Any]) -> None:
+        """Registers what the recurrent matrix of one direction is made of."""
+        self.register_unitary(f"weight_hh{suffix}", (self.hidden_size, self.hidden_size), **dd)
+
+    def _recurrence(self, suffix: str, like: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+        """:func:`scan` with the recurrent matrix of one direction of a layer."""
+        weight = value_in_use(self, f"weight_hh{suffix}", like)
+        return partial(scan, weight=weight, factored=factored_weight(self, f"weight_hh{suffix}"))
 
     def reset_parameters(self) -> None:
         """Input weights uniform in ``[-1/sqrt(n), 1/sqrt(n)]`` as in ``nn.RNN``, biases zero, recurrent ones by init.

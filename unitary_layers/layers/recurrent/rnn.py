@@ -1,6 +1,7 @@
 """A recurrent layer with unitary recurrent matrices, in the place of ``nn.RNN``."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,13 +15,12 @@ from ...linalg.check import check_dense
 from ...linalg.transforms import is_transformed
 from ...projunn.rule import UpdateRule
 from ..activation import make_activation
-from ..base.forward import factored_weight, integer_of, value_in_use, watch_own
+from ..base.forward import integer_of, watch_own
 from ..base.inputs import dtype_differs
 from ..base.quantise import as_quantiser
 from .cell import UnitaryRNNBase
 from .impulse import impulses_pay, last_states
 from .options import check_options
-from .scan import scan
 
 
 class UnitaryRNN(UnitaryRNNBase):
@@ -134,7 +134,7 @@ class UnitaryRNN(UnitaryRNNBase):
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
         """The parameters of each layer and direction, as ``nn.RNN.all_weights``."""
-        names = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if self.bias else [])
+        names = ["weight_ih", self.recurrent] + (["bias_ih", "bias_hh"] if self.bias else [])
         suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
         return [[getattr(self, name + suffix) for name in names] for suffix in suffixes]
 
@@ -218,20 +218,16 @@ class UnitaryRNN(UnitaryRNNBase):
         self, x: Tensor, lengths: Tensor | int, h_0: Tensor, suffix: str, activation: nn.Module
     ) -> tuple[Tensor, Tensor]:
         """All states of one direction of a layer, and the last ones."""
-        projected = self._project(x, suffix)
-        weight = value_in_use(self, f"weight_hh{suffix}", projected)
-        factored, reverse = factored_weight(self, f"weight_hh{suffix}"), suffix.endswith("reverse")
-        h_0 = h_0.to(projected.dtype)
-        return scan(projected, lengths, h_0, weight, activation, factored=factored, reverse=reverse)
+        projected, reverse = self._project(x, suffix), suffix.endswith("reverse")
+        run = self._recurrence(suffix, projected)
+        return run(projected, lengths, h_0.to(projected.dtype), activation=activation, reverse=reverse)
 
     def _by_impulses(
         self, x: Tensor, lengths: Tensor | int, h_0: Tensor, suffix: str, activation: nn.Module
     ) -> tuple[Tensor, Tensor]:
         """The last states of one direction of a linear layer from zero, twice."""
-        weight = value_in_use(self, f"weight_hh{suffix}", x)
-        factored, reverse = factored_weight(self, f"weight_hh{suffix}"), suffix.endswith("reverse")
-        of = (x, lengths, len(h_0), *self._input_map(x, suffix), weight, activation)
-        h = last_states(*of, factored=factored, reverse=reverse)
+        run, reverse = partial(self._recurrence(suffix, x), activation=activation), suffix.endswith("reverse")
+        h = last_states(x, lengths, len(h_0), *self._input_map(x, suffix), run, reverse=reverse)
         return h, h
 
     def _initial_state(self, x: Tensor, batch: int, hx: Tensor | None) -> Tensor:
