@@ -51,7 +51,7 @@ NETWORKS: dict[str, tuple[dict[str, Any] | None, bool]] = {
 }
 DEFAULT = {"copying": ["signs, frozen"], "pixels": ["signs, frozen", "two stages, frozen", "signs"]}
 BITS = (32, 8, 4)
-FIELDS = ("task", "network", "width", "bits", "kilobytes", "test_loss", "test_accuracy", "steps", "seconds", "flipped")
+FIELDS = ("task", "network", "width", "bits", "kilobytes", "test_loss", "test_accuracy", "steps", "flipped")
 QUICK = {"images": "digits", "epochs": 2, "steps": 20, "delay": 20, "widths": [16], "copying_width": 16}
 
 
@@ -158,7 +158,7 @@ class Run(ResumableRun):
         """A row of the table for each number of bits."""
         flipped = int((self.signs() != self.start).sum()) if isinstance(self.model.rnn, HadamardRNN) else ""
         common = {"task": self.task.title, "network": self.args.network, "width": self.args.width}
-        common |= {"steps": self.step, "seconds": round(self.seconds), "flipped": flipped}
+        common |= {"steps": self.step, "flipped": flipped}
         rows = []
         for bits in BITS:
             model, kilobytes = with_bits(self.model.eval(), bits)

@@ -23,6 +23,9 @@ class HadamardRNN(SignedModule, UnitaryRNN):
     parameters, which any optimiser moves; see Note [Latent signs]. All else is as in :class:`UnitaryRNN`. The published
     model has ``nonlinearity="identity"`` and a ReLU at the readout.
 
+    Over long sequences a sign that changes spoils what the other weights have learned, and random signs serve as well:
+    ``rnn.latent_hh_l0.requires_grad_(False)`` keeps them.
+
     Source: A. Foucault, F. Mamalet, F. Malgouyres, "HadamRNN: binary and sparse ternary orthogonal RNNs", ICLR 2025,
     arXiv 2502.00047.
 
