@@ -12,7 +12,8 @@ ROOT = Path(unitary_layers.__file__).parent
 LEVELS = (
     ("_version",),
     # what is true of tensors
-    ("linalg.check", "linalg.transforms", "linalg.polar", "linalg.unitary", "linalg.lowrank", "linalg.thin"),
+    ("linalg.check", "linalg.transforms", "linalg.hadamard"),
+    ("linalg.polar", "linalg.unitary", "linalg.lowrank", "linalg.thin"),
     ("linalg.signal.grid", "linalg.signal.spectrum", "linalg.signal.kernel", "linalg.signal.bound"),
     ("linalg.signal", "linalg"),
     ("init",),
@@ -34,12 +35,12 @@ LEVELS = (
     ("training.triggers", "training"),
     # the modules themselves
     ("layers.base.inputs", "layers.base.symbolic", "layers.base.states", "layers.base.loading", "layers.base.methods"),
-    ("layers.base.module", "layers.base.forward"),
+    ("layers.base.quantise", "layers.base.module", "layers.base.forward", "layers.base.signs"),
     ("layers.base",),
-    ("layers.activation", "layers.linear", "layers.attention"),
+    ("layers.activation", "layers.linear", "layers.attention", "layers.hadamard"),
     ("layers.recurrent.packed", "layers.recurrent.linear", "layers.recurrent.fused", "layers.recurrent.operator"),
-    ("layers.recurrent.scan", "layers.recurrent.impulse"),
-    ("layers.recurrent.options", "layers.recurrent.cell", "layers.recurrent.rnn"),
+    ("layers.recurrent.scan", "layers.recurrent.signed", "layers.recurrent.impulse"),
+    ("layers.recurrent.options", "layers.recurrent.cell", "layers.recurrent.rnn", "layers.recurrent.hadamard"),
     ("layers.recurrent",),
     ("layers.conv.full", "layers.conv.local", "layers.conv.support", "layers.conv.padding"),
     ("layers.conv.orthogonalnd", "layers.conv.applied", "layers.conv.orthogonal", "layers.conv.orthogonal_transpose"),
@@ -184,7 +185,7 @@ def test_every_public_name_is_at_the_door():
     promised += " orthogonality_bound orthogonality_penalty"
     promised += " StiefelConv1d StiefelConv2d"
     promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
-    promised += " UnitaryMultiheadAttention convert revert"
+    promised += " HadamardLinear HadamardRNN UnitaryMultiheadAttention convert revert"
     promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []

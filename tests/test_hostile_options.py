@@ -13,6 +13,8 @@ from torch import nn
 import unitary_layers
 from unitary_layers import (
     GroupSort,
+    HadamardLinear,
+    HadamardRNN,
     ModReLU,
     OrthogonalConv2d,
     OrthogonalConvTranspose2d,
@@ -99,6 +101,19 @@ CASES = {
         {"input_size": 4, "hidden_size": 4},
         f"input_size hidden_size nonlinearity {LAYER}",
         (3, 4),
+    ),
+    "HadamardLinear": (
+        HadamardLinear,
+        {"features": 4},
+        "features device dtype block stages",
+        lambda layer: layer(torch.randn(3, 4)).sum().backward(),
+    ),
+    "HadamardRNN": (
+        HadamardRNN,
+        {"input_size": 4, "hidden_size": 4},
+        "input_size hidden_size num_layers nonlinearity bias batch_first dropout bidirectional device dtype "
+        "block stages weight_bits return_sequence",
+        lambda layer: layer(torch.randn(3, 2, 4))[0].sum().backward(),
     ),
     "full": (OrthogonalConv2d, {"in_channels": 4, "out_channels": 4, "input_size": 4}, CONV, (2, 4, 4, 4)),
     "local": (OrthogonalConv2d, {"in_channels": 4, "out_channels": 4, "kernel_size": 2}, CONV, (2, 4, 4, 4)),

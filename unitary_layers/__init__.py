@@ -18,6 +18,8 @@ from .conversion import Report as Report
 from .conversion import convert as convert
 from .conversion import revert as revert
 from .layers import GroupSort as GroupSort
+from .layers import HadamardLinear as HadamardLinear
+from .layers import HadamardRNN as HadamardRNN
 from .layers import ModReLU as ModReLU
 from .layers import OrthogonalConv1d as OrthogonalConv1d
 from .layers import OrthogonalConv2d as OrthogonalConv2d

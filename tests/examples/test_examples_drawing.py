@@ -9,6 +9,7 @@ from pathlib import Path
 import depth
 import directions
 import drift
+import hadamard
 import numpy as np
 import pytest
 import report
@@ -102,11 +103,12 @@ def test_a_short_run_is_seen_beside_a_long_one() -> None:
     ("main", "table"),
     [
         (depth.main, "depth_digits.csv"),
+        (hadamard.main, "hadamard.csv"),
         (drift.main, "drift.csv"),
         (directions.main, "directions.csv"),
         (run.main, "benchmarks.csv"),
     ],
-    ids=["depth", "drift", "directions", "benchmarks"],
+    ids=["depth", "hadamard", "drift", "directions", "benchmarks"],
 )
 def test_a_table_of_the_results_is_drawn_anew(main, table: str, tmp_path: Path) -> None:
     for path in RESULTS.glob(f"{Path(table).stem}*.csv"):

@@ -128,6 +128,12 @@ ENTRIES = (
     Entry("stiefel-complex", lambda **o: StiefelConv1d(3, N, 2, bias=False, **o), (BATCH, 3, 4), is_complex=True),
     Entry("stiefel-transposed", lambda **o: StiefelConvTranspose2d(N, 5, 2, stride=2, **o), (BATCH, N, 2, 3)),
     Entry("sequential", sequential, (BATCH, 5)),
+    Entry("linear-complex-quantised", lambda **o: UnitaryLinear(N, N, weight_bits=4, **o), (BATCH, N), is_complex=True),
+    Entry(
+        "rnn-quantised-factored",
+        recurrent(nonlinearity="modrelu", gradient="factored", weight_bits=3, weight_scale="mse"),
+        (STEPS, BATCH, 5),
+    ),
     Entry("linear-factored", lambda **o: UnitaryLinear(N, N, gradient="factored", **o), (BATCH, N)),
     Entry("linear-wide-factored", lambda **o: UnitaryLinear(N, 5, gradient="factored", **o), (BATCH, N)),
     Entry(

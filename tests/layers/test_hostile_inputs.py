@@ -9,6 +9,8 @@ from torch import nn
 
 from unitary_layers import (
     GroupSort,
+    HadamardLinear,
+    HadamardRNN,
     ModReLU,
     OrthogonalConv1d,
     OrthogonalConv2d,
@@ -69,6 +71,9 @@ PAIRS = {
     "rnn of a module": (UnitaryRNN(5, 7, nonlinearity=nn.Tanh()), nn.RNN(5, 7), (3, 0, 5)),
     "cell": (UnitaryRNNCell(5, 7), nn.RNNCell(5, 7), (0, 5)),
     "cell, factored": (UnitaryRNNCell(5, 7, gradient="factored"), nn.RNNCell(5, 7), (0, 5)),
+    "hadamard": (HadamardLinear(8), nn.Linear(8, 8), (0, 8)),
+    "hadamard rnn": (HadamardRNN(5, 8, 2, bidirectional=True), nn.RNN(5, 8, 2, bidirectional=True), (3, 0, 5)),
+    "hadamard rnn, wide": (HadamardRNN(5, 512), nn.RNN(5, 512), (3, 0, 5)),
     "conv": (OrthogonalConv2d(4, 8, 3), nn.Conv2d(4, 8, 3, padding=1), (0, 4, 6, 6)),
     "conv, full": (OrthogonalConv2d(4, 4, input_size=6), nn.Conv2d(4, 4, 3, padding=1), (0, 4, 6, 6)),
     "conv, full, fft": (

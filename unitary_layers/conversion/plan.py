@@ -7,6 +7,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from ..layers import UnitaryModule
+from ..layers.base.forward import value_in_use
 from ..layers.conv.local import LocalSupport
 from ..layers.conv.orthogonal import OrthogonalConvNd
 from ..layers.conv.stiefelnd import StiefelNd
@@ -82,6 +83,8 @@ def back(layer: nn.Module, parent: nn.Module | None) -> Swap:
     cls = NonDynamicallyQuantizableLinear if of_attention and kind.plain is nn.Linear else kind.plain
     twin = built(cls, arguments, device="meta")
     values = {name: layer.value(name).detach() for name in twin._parameters if source_of(layer, name) is not None}
+    if layer.quantiser is not None:
+        values |= {name: value_in_use(layer, name).detach() for name in layer._unitary}
     values |= {} if kernel is None else {"weight": kernel.detach()}
     dtypes = [p.dtype for name, p in layer._parameters.items() if p is not None and name not in layer._unitary]
     if dtypes and not layer.is_complex:  # a half precision one, in which unitary weights are not kept

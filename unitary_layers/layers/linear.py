@@ -11,9 +11,10 @@ from torch.fx import Proxy
 from ..linalg.check import check_dense
 from ..projunn.rule import UpdateRule
 from ..training.factored.graphs import collect
-from .base.forward import factored_weight, value_in_use, watch_own
+from .base.forward import factored_weight, integer_of, value_in_use, watch_own
 from .base.inputs import as_size
 from .base.module import UnitaryModule
+from .base.quantise import as_quantiser
 
 
 class UnitaryLinear(UnitaryModule):
@@ -33,6 +34,10 @@ class UnitaryLinear(UnitaryModule):
         init: how the weight starts: "haar", "identity", "henaff", "cayley", "timescales" or a filler.
         gradient: "dense", or "factored": the fast way, in which backward leaves in ``.grad`` a sample of small rank,
             kept as its two factors; see Note [Sampling inside backward].
+        weight_bits: from 2 to 8: the forward pass uses the weight rounded to so many bits, and the step moves the exact
+            one, which stays unitary; see Note [Quantised weights].
+        weight_scale: of the rounded weight: "row", one for each row, which keeps its length; "mse", one for all with
+            the least mean square error; or "max", one for all with which the largest entry gets the largest code.
 
     Shape:
         Input ``(..., in_features)``, output ``(..., out_features)``.
@@ -43,7 +48,8 @@ class UnitaryLinear(UnitaryModule):
         bias: ``(out_features,)`` (complex: ``(out_features, 2)``) or None.
 
     Raises:
-        ValueError: for a size below 1, an unknown init, or a dtype that is not a floating point one.
+        ValueError: for a size below 1, an unknown init or scale, bits out of their range, or a dtype that is not a
+            floating point one.
         TypeError, ValueError, RuntimeError: in ``forward``, for an input that ``nn.Linear`` refuses, and with
             ``gradient="factored"`` for a sparse one.
 
@@ -67,8 +73,11 @@ class UnitaryLinear(UnitaryModule):
         update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
         init: str | Callable[..., Tensor] = "haar",
         gradient: str = "dense",
+        weight_bits: int | None = None,
+        weight_scale: str = "row",
     ) -> None:
         super().__init__(update, init, dtype, gradient)
+        self.quantiser = as_quantiser(weight_bits, weight_scale)
         self.in_features = as_size("in_features", in_features)
         self.out_features = as_size("out_features", out_features)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -86,6 +95,16 @@ class UnitaryLinear(UnitaryModule):
     def matrix(self) -> Tensor:
         """W ``(out_features, in_features)``, real or complex, as a differentiable view of the stored weight."""
         return self.value("weight")
+
+    def integer(self) -> tuple[Tensor, Tensor]:
+        """The weight of a layer with ``weight_bits`` in integers: ``int8``, stored as ``weight`` is, and their scale.
+
+        Their product is the weight that a forward pass uses. The scale is ``()``, for "row" ``(out_features, 1)``.
+
+        Raises:
+            ValueError: if the layer has no ``weight_bits``.
+        """
+        return integer_of(self, "weight")
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, Proxy):

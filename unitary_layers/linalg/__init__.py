@@ -1,5 +1,7 @@
 """Tensors in, tensors out: unitary matrices, low-rank factors, spectra and kernels. No modules, no ``.grad``."""
 
+from .hadamard import hadamard_matrix as hadamard_matrix
+from .hadamard import walsh_hadamard as walsh_hadamard
 from .lowrank import LowRank as LowRank
 from .lowrank import orthonormal_basis as orthonormal_basis
 from .signal import depth_to_space as depth_to_space

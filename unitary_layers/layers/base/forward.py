@@ -44,9 +44,23 @@ def watch_own(module: nn.Module) -> None:
 
 
 def value_in_use(module: UnitaryModule, name: str, like: Tensor | None = None) -> Tensor:
-    """A unitary weight as a forward pass uses it, otherwise as :meth:`UnitaryModule.value`."""
-    value = as_complex(in_use(module, name), module.is_complex)
+    """A unitary weight as a forward pass uses it, quantised if so, otherwise as :meth:`UnitaryModule.value`."""
+    stored = in_use(module, name)
+    value = as_complex(stored if module.quantiser is None else module.quantiser(stored), module.is_complex)
     return value.to(like.dtype) if like is not None and like.dtype in HALF else value
+
+
+def integer_of(module: UnitaryModule, name: str) -> tuple[Tensor, Tensor]:
+    """The codes of a quantised weight as ``int8``, stored as the weight is, and their scale; see :class:`Quantiser`.
+
+    Raises:
+        ValueError: if the layer has no ``weight_bits``.
+    """
+    if module.quantiser is None:
+        raise ValueError(f"expected a layer with weight_bits, got a {type(module).__name__} without")
+    stored = in_use(module, name) if name in module._unitary else getattr(module, name)
+    codes, scale = module.quantiser.codes(stored.detach())
+    return codes.to(torch.int8), scale
 
 
 def in_use(module: nn.Module, name: str) -> Tensor:

@@ -18,6 +18,7 @@ from ...training.weight import UnitaryWeight, as_complex, record_of
 from .inputs import HALF, as_dtype, as_real, check_rule, check_stored
 from .loading import STATE_VERSION, cast_along, is_too_new, prepare_state
 from .methods import UnitaryMethods
+from .quantise import Quantiser
 from .states import STATE, state_names, state_shapes
 from .symbolic import OneOperation
 
@@ -50,6 +51,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
     extra_inits: ClassVar[tuple[str, ...]] = ()  # of a layer that knows a start of its own
     step_length: ClassVar[float] = SPECTRAL_LENGTH  # of a rule without one; see Note [One length for all layers]
     rank_share: ClassVar[int] = 16  # what part of n is the rank of a rule without one
+    quantiser: Quantiser | None = None  # of the unitary weights in a forward pass; see Note [Quantised weights]
     uses: int = 1  # how often a weight acts, one time after another, in a forward pass
     __jit_unused_properties__: ClassVar[list[str]] = [
         *OneOperation.__jit_unused_properties__,
@@ -171,6 +173,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         """Those of the options shared by all layers that are not the default, for ``extra_repr``."""
         parts = [] if self._update == UpdateRule() else [f"update={self._update}"]
         parts += [] if self.gradient == "dense" else [f"gradient={self.gradient!r}"]
+        parts += [] if self.quantiser is None else [str(self.quantiser)]
         return parts if self.init == default_init else [*parts, f"init={self.init!r}"]
 
     def _empty(self, shape: Sequence[int], device: Any, dtype: torch.dtype | None) -> Tensor:

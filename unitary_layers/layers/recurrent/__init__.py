@@ -1,4 +1,5 @@
 """Recurrent layers in the place of torch's, and what their passes through time share."""
 
 from .cell import UnitaryRNNCell as UnitaryRNNCell
+from .hadamard import HadamardRNN as HadamardRNN
 from .rnn import UnitaryRNN as UnitaryRNN

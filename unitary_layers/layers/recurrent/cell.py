@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from ...linalg.check import check_dense
 from ...projunn.rule import UpdateRule
 from ...training.factored.graphs import collect
 from ..activation import make_activation
-from ..base.forward import factored_weight, value_in_use, watch_own
+from ..base.forward import factored_weight, integer_of, value_in_use, watch_own
 from ..base.inputs import dtype_differs
 from ..base.module import UnitaryModule
+from ..base.quantise import as_quantiser
+from .scan import scan
 
 NONLINEARITIES = ("tanh", "relu", "modrelu", "identity")
 
@@ -24,6 +27,7 @@ class UnitaryRNNBase(UnitaryModule):
     """What the layer and the cell share: sizes, nonlinearity, and how their parameters are filled."""
 
     rank_share = 4  # a step costs nothing beside a pass through time, and rank is worth more here
+    recurrent = "weight_hh"  # name of the parameters that recurrent matrices are made of
     uses = 64  # until a layer has seen a sequence; a cell does not know how long its loop is
 
     def __init__(
@@ -58,9 +62,18 @@ class UnitaryRNNBase(UnitaryModule):
         """Registers the parameters of one direction of one layer, under the names and in the order of torch."""
         n = self.hidden_size
         self.register_parameter(f"weight_ih{suffix}", self.new_parameter((n, input_size), **dd))
-        self.register_unitary(f"weight_hh{suffix}", (n, n), **dd)
+        self._new_recurrence(suffix, dd)
         for name in ("bias_ih", "bias_hh"):
             self.register_parameter(f"{name}{suffix}", self.new_parameter((n,), **dd) if self.bias else None)
+
+    def _new_recurrence(self, suffix: str, dd: dict[str, Any]) -> None:
+        """Registers what the recurrent matrix of one direction is made of."""
+        self.register_unitary(f"weight_hh{suffix}", (self.hidden_size, self.hidden_size), **dd)
+
+    def _recurrence(self, suffix: str, like: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+        """:func:`scan` with the recurrent matrix of one direction of a layer."""
+        weight = value_in_use(self, f"weight_hh{suffix}", like)
+        return partial(scan, weight=weight, factored=factored_weight(self, f"weight_hh{suffix}"))
 
     def reset_parameters(self) -> None:
         """Input weights uniform in ``[-1/sqrt(n), 1/sqrt(n)]`` as in ``nn.RNN``, biases zero, recurrent ones by init.
@@ -105,6 +118,7 @@ class UnitaryRNNCell(UnitaryRNNBase):
         init: how it starts: "haar", "identity", "henaff", "cayley", "timescales" or a filler.
         gradient: "dense" or "factored"; each use before a step is then sampled for itself, see Note [Sampling inside
             backward]: for many time steps take :class:`UnitaryRNN`, which samples their sum.
+        weight_bits, weight_scale: as for :class:`UnitaryRNN`, which rounds once a pass, where a cell does at each step.
 
     Shape:
         Input ``(batch, input_size)`` or ``(input_size,)``; state and output ``(batch, n)`` or ``(n,)``.
@@ -126,8 +140,11 @@ class UnitaryRNNCell(UnitaryRNNBase):
         update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
         init: str | Callable[..., Tensor] = "henaff",
         gradient: str = "dense",
+        weight_bits: int | None = None,
+        weight_scale: str = "row",
     ) -> None:
         super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init, gradient)
+        self.quantiser = as_quantiser(weight_bits, weight_scale)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self._new_direction(input_size, "", dd)
         self.activation = make_activation(nonlinearity, hidden_size, **dd)
@@ -137,6 +154,10 @@ class UnitaryRNNCell(UnitaryRNNBase):
     def matrix(self) -> Tensor:
         """The unitary recurrent matrix ``(n, n)``, as a differentiable view of the stored weight."""
         return self.value("weight_hh")
+
+    def integer(self) -> tuple[Tensor, Tensor]:
+        """The recurrent weight in integers, as :meth:`UnitaryLinear.integer`."""
+        return integer_of(self, "weight_hh")
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if isinstance(input, Proxy):

@@ -64,26 +64,50 @@ def kind_of(activation: nn.Module, weight: Tensor) -> str | None:
     return None if kind == "modrelu" and weight.is_complex() else kind
 
 
+class Times(NamedTuple):
+    """A recurrent matrix W by its products.
+
+    Attributes:
+        advance: ``(x, h, y)``: writes ``x + h W^T`` to y.
+        return_: ``(d, g)``: writes ``d conj(W)`` to g.
+    """
+
+    advance: Callable[[Tensor, Tensor, Tensor], object]
+    return_: Callable[[Tensor, Tensor], object]
+
+
+def times(weight: Tensor | Times) -> Times:
+    """The products with a matrix ``(n, n)``, or those that are given."""
+    if isinstance(weight, Times):
+        return weight
+    transposed, conjugate = weight.mT, weight.conj()
+    return Times(
+        lambda x, h, y: torch.addmm(x, h, transposed, out=y),
+        lambda d, g: torch.mm(d, conjugate, out=g),
+    )
+
+
 def states(
     projected: Tensor,
     h_0: Tensor,
-    weight: Tensor,
+    weight: Tensor | Times,
     bias: Tensor | None,
     sizes: Sequence[int],
     kind: str,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """All states ``(sum(sizes), n)`` and the last of each sequence ``(batch, n)``; as :func:`scan`."""
-    if kind == "identity" and are_few(sizes, projected):
+    if kind == "identity" and isinstance(weight, Tensor) and are_few(sizes, projected):
         output = by_pairs(projected, h_0 @ weight.mT, weight.mT, reverse=reverse)
         return output, output[: len(h_0)].clone() if reverse else output[-len(h_0) :].clone()
     ended: list[Tensor] = []
+    advance = times(weight).advance
     output = torch.empty_like(projected, memory_format=torch.contiguous_format)
     steps = list(zip(projected.split(sizes), output.split(sizes), strict=True))
     h = h_0[: sizes[-1 if reverse else 0]]
     for x, y in reversed(steps) if reverse else steps:
         h = alive_of(h, x.size(0), h_0, ended)
-        torch.addmm(x, h, weight.mT, out=y)
+        advance(x, h, y)
         FUSED[kind].activate_(y, bias)
         h = y
     return output, torch.cat([h, *ended[::-1]])
@@ -99,7 +123,7 @@ class Arriving(NamedTuple):
 def gradients(
     arriving: Arriving,
     h_0: Tensor,
-    weight: Tensor,
+    weight: Tensor | Times,
     output: Tensor,
     sizes: Sequence[int],
     kind: str,
@@ -111,19 +135,18 @@ def gradients(
     With the states before, the first give that of the weight: :func:`product_over_time`.
     """
     carried = torch.zeros_like(h_0) if arriving.h_n is None else arriving.h_n.clone()
-    conjugate = weight.conj()
-    if kind == "identity" and are_few(sizes, output):
-        arrived = torch.zeros_like(output) if arriving.output is None else arriving.output
+    if kind == "identity" and isinstance(weight, Tensor) and are_few(sizes, output):
+        arrived, conjugate = torch.zeros_like(output) if arriving.output is None else arriving.output, weight.conj()
         delta = by_pairs(arrived, carried, conjugate, reverse=not reverse)
         return delta, (delta[-len(h_0) :] if reverse else delta[: len(h_0)]) @ conjugate, None
-    delta = torch.empty_like(output)
+    return_, delta = times(weight).return_, torch.empty_like(output)
     grad_bias = torch.zeros_like(h_0) if with_bias else None
     parts = [None] * len(sizes) if arriving.output is None else arriving.output.split(sizes)
     steps = list(zip(parts, output.split(sizes), delta.split(sizes), strict=True))
     for g, y, d in steps if reverse else reversed(steps):
         alive = carried[: y.size(0)]
         FUSED[kind].derivative(alive if g is None else alive.add_(g), y, d)
-        torch.mm(d, conjugate, out=alive)
+        return_(d, alive)
         if grad_bias is not None:
             grad_bias[: y.size(0)].addcmul_(d, torch.sgn(y))
     return delta, carried, None if grad_bias is None else grad_bias.sum(0)

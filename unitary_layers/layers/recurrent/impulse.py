@@ -1,18 +1,17 @@
 """The last state of a linear recurrence, from what an impulse of each input feature leaves behind."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...linalg.transforms import is_transformed
-from ...training.factored.graphs import Sampled
 from ...training.precision import is_autocast
 from ..base.inputs import HALF
 from .fused import kind_of
 from .packed import by_age
-from .scan import Once, scan
+from .scan import Once
 
 # Note [Responses to impulses]
 # A linear recurrence ends with h_T = sum_i W^i U x_{T-i}. The responses W^i U to an impulse of each input feature are
@@ -59,10 +58,8 @@ def last_states(
     batch: int,
     weight_ih: Tensor,
     bias: Tensor | None,
-    weight: Tensor,
-    activation: nn.Module,
+    run: Callable[..., tuple[Tensor, Tensor]],
     *,
-    factored: Sampled | None,
     reverse: bool,
 ) -> Tensor:
     """The states ``(batch, n)`` of ``h_t = W_ih x_t + b + W h_{t-1}`` after the last step, from zero.
@@ -73,17 +70,14 @@ def last_states(
         batch: sequences.
         weight_ih: ``(n, features)``.
         bias: b ``(n,)``, if there is one.
-        weight: recurrent matrix W ``(n, n)``.
-        activation: the identity.
-        factored: as for :func:`scan`.
+        run: :func:`scan` with the recurrent matrix W and the identity.
         reverse: run from the last time step to the first.
     """
     if bias is not None:
         x, weight_ih = F.pad(x, (0, 1), value=1.0), torch.cat([weight_ih, bias.unsqueeze(1)], dim=1)
     n, features = weight_ih.shape
     impulses = torch.cat([weight_ih.mT, x.new_zeros((_steps(lengths) - 1) * features, n)])
-    of = (impulses, _steps(lengths), x.new_zeros(features, n), weight, activation)
-    responses, _ = scan(*of, factored=factored)
+    responses, _ = run(impulses, _steps(lengths), x.new_zeros(features, n))
     states = by_age(x, lengths, batch, reverse) @ responses
     return states if torch.compiler.is_compiling() else Once.apply(states)  # a product, but the loop refuses here
 

@@ -1,6 +1,7 @@
 """A recurrent layer with unitary recurrent matrices, in the place of ``nn.RNN``."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +15,12 @@ from ...linalg.check import check_dense
 from ...linalg.transforms import is_transformed
 from ...projunn.rule import UpdateRule
 from ..activation import make_activation
-from ..base.forward import factored_weight, value_in_use, watch_own
+from ..base.forward import integer_of, watch_own
 from ..base.inputs import dtype_differs
+from ..base.quantise import as_quantiser
 from .cell import UnitaryRNNBase
 from .impulse import impulses_pay, last_states
 from .options import check_options
-from .scan import scan
 
 
 class UnitaryRNN(UnitaryRNNBase):
@@ -57,6 +58,9 @@ class UnitaryRNN(UnitaryRNNBase):
         return_sequence: whether the output holds the states of all time steps; False for those after the last one
             alone. Of a layer with nonlinearity "identity", few input features and no ``h_0`` that saves most of the
             time and memory; see Note [Responses to impulses].
+        weight_bits: from 2 to 8: the forward pass uses the recurrent weights rounded to so many bits, and the step
+            moves the exact ones; see Note [Quantised weights]. Input weights keep their precision.
+        weight_scale: of the rounded weights: "row", "mse" or "max", as for :class:`UnitaryLinear`.
 
     Inputs:
         input: ``(seq, batch, input_size)``, ``(seq, input_size)``, batch first if so said, or a ``PackedSequence``.
@@ -102,8 +106,11 @@ class UnitaryRNN(UnitaryRNNBase):
         init: str | Callable[..., Tensor] = "henaff",
         gradient: str = "dense",
         return_sequence: bool = True,
+        weight_bits: int | None = None,
+        weight_scale: str = "row",
     ) -> None:
         super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init, gradient)
+        self.quantiser = as_quantiser(weight_bits, weight_scale)
         flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
         check_options(num_layers, dropout, **flags, return_sequence=return_sequence)
         self.num_layers = num_layers
@@ -127,7 +134,7 @@ class UnitaryRNN(UnitaryRNNBase):
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
         """The parameters of each layer and direction, as ``nn.RNN.all_weights``."""
-        names = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if self.bias else [])
+        names = ["weight_ih", self.recurrent] + (["bias_ih", "bias_hh"] if self.bias else [])
         suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
         return [[getattr(self, name + suffix) for name in names] for suffix in suffixes]
 
@@ -137,6 +144,10 @@ class UnitaryRNN(UnitaryRNNBase):
     def recurrent_matrix(self, layer: int = 0, *, reverse: bool = False) -> Tensor:
         """The unitary matrix ``(n, n)`` of a layer and direction, as a differentiable view of the stored weight."""
         return self.value(f"weight_hh_l{layer}" + ("_reverse" if reverse else ""))
+
+    def integer(self, layer: int = 0, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
+        """The recurrent weight of a layer and direction in integers, as :meth:`UnitaryLinear.integer`."""
+        return integer_of(self, f"weight_hh_l{layer}" + ("_reverse" if reverse else ""))
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
@@ -207,20 +218,16 @@ class UnitaryRNN(UnitaryRNNBase):
         self, x: Tensor, lengths: Tensor | int, h_0: Tensor, suffix: str, activation: nn.Module
     ) -> tuple[Tensor, Tensor]:
         """All states of one direction of a layer, and the last ones."""
-        projected = self._project(x, suffix)
-        weight = value_in_use(self, f"weight_hh{suffix}", projected)
-        factored, reverse = factored_weight(self, f"weight_hh{suffix}"), suffix.endswith("reverse")
-        h_0 = h_0.to(projected.dtype)
-        return scan(projected, lengths, h_0, weight, activation, factored=factored, reverse=reverse)
+        projected, reverse = self._project(x, suffix), suffix.endswith("reverse")
+        run = self._recurrence(suffix, projected)
+        return run(projected, lengths, h_0.to(projected.dtype), activation=activation, reverse=reverse)
 
     def _by_impulses(
         self, x: Tensor, lengths: Tensor | int, h_0: Tensor, suffix: str, activation: nn.Module
     ) -> tuple[Tensor, Tensor]:
         """The last states of one direction of a linear layer from zero, twice."""
-        weight = value_in_use(self, f"weight_hh{suffix}", x)
-        factored, reverse = factored_weight(self, f"weight_hh{suffix}"), suffix.endswith("reverse")
-        of = (x, lengths, len(h_0), *self._input_map(x, suffix), weight, activation)
-        h = last_states(*of, factored=factored, reverse=reverse)
+        run, reverse = partial(self._recurrence(suffix, x), activation=activation), suffix.endswith("reverse")
+        h = last_states(x, lengths, len(h_0), *self._input_map(x, suffix), run, reverse=reverse)
         return h, h
 
     def _initial_state(self, x: Tensor, batch: int, hx: Tensor | None) -> Tensor:

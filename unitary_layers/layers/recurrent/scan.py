@@ -55,7 +55,7 @@ def scan(
     kind, is_formula = kind_of(activation, weight), is_transformed()
     if kind is not None and (_is_open(lengths) if is_formula else torch.compiler.is_compiling()):
         assert not isinstance(factored, UnitaryWeight)  # see Note [An operator that collects]
-        weight, bias = weight if factored is None else weight.detach(), _bias(activation, projected)
+        weight, bias = weight if factored is None else weight.detach(), bias_of(activation, projected)
         sizes = lengths if isinstance(lengths, Tensor) else None
         return scan_operator(projected, h_0, weight, bias, factored, sizes, kind, reverse)
     of = (sizes_of(lengths, h_0.size(0)), h_0, weight, activation, None if is_formula else kind)
@@ -84,10 +84,11 @@ def _scan(
 ) -> tuple[Tensor, Tensor]:
     if kind is None:
         return loop(projected, sizes, h_0, weight, activation, reverse=reverse)
-    return _FusedScan.apply(projected, h_0, weight, _bias(activation, projected), sizes, kind, reverse)
+    return _FusedScan.apply(projected, h_0, weight, bias_of(activation, projected), sizes, kind, reverse)
 
 
-def _bias(activation: nn.Module, like: Tensor) -> Tensor | None:
+def bias_of(activation: nn.Module, like: Tensor) -> Tensor | None:
+    """The bias of a nonlinearity, if it has one, in the dtype of ``like``."""
     bias = getattr(activation, "bias", None)
     return None if bias is None else bias.to(like.dtype)
 
