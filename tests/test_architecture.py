@@ -15,7 +15,7 @@ LEVELS = (
     ("linalg.check", "linalg.transforms", "linalg.polar", "linalg.unitary", "linalg.lowrank", "linalg.thin"),
     ("linalg.signal.grid", "linalg.signal.spectrum", "linalg.signal.kernel", "linalg.signal", "linalg"),
     ("init",),
-    ("projunn.gradient", "projunn.noise", "projunn.moments", "projunn.sampling"),
+    ("projunn.gradient", "projunn.noise", "projunn.sampling"),
     ("projunn.isometry", "projunn.rotation"),
     ("projunn.direction", "projunn.slope", "projunn.rule"),
     ("projunn",),

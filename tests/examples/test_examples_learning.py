@@ -13,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "benchmarks"))
 
 import learning
+import wide
 from learning_tasks import METRICS, TASKS, images, seconds, sequences, verdicts
 from learning_tasks.contenders import CONTENDERS, GATED, available
 from learning_tasks.optimizers import Muon
@@ -121,6 +122,25 @@ def test_paces_are_those_of_a_step(monkeypatch):
     task = TASKS["deep"](Path("data"), steps=1)
     found = seconds.paces(task, {"frozen": 1.0, "muon": 0.01})
     assert 0 < found["frozen"] < found["muon"] < 1
+
+
+def test_seconds_to_the_loss_of_a_wide_weight(tmp_path, capsys, monkeypatch):
+    ratio = wide.main(["--quick", "--out", str(tmp_path)])
+    runs = wide.Runs(tmp_path / "wide.csv")
+    lengths = {p.contender: len(runs.of(p.contender, p.rate, p.steps)) for p in runs.points if p.steps > 3}
+    assert lengths["parametrizations"] == 12  # at the best of its rates
+    assert 2 <= lengths["ours"] <= 24  # until it has the same loss
+    assert f"ratio {ratio:.3f}" in capsys.readouterr().out
+    assert (tmp_path / "wide.png").stat().st_size > 0
+    monkeypatch.setattr(wide, "train", None)
+    assert abs(wide.main(["--quick", "--out", str(tmp_path)]) / ratio - 1) < 0.05
+
+
+def test_a_loss_is_reached_by_the_mean_of_the_last():
+    points = [wide.Point("ours", 1.0, 24, i, loss, i / 2) for i, loss in enumerate((3.0, 0.9, 0.9, 0.5))]
+    assert wide.reached(points[:3], 0.9, 24)
+    assert not wide.reached(points[:2], 0.9, 24)
+    assert wide.final(points[:1] * 3) == 3.0
 
 
 def test_best_rate_of_the_first_seed_runs_with_the_others(tmp_path, monkeypatch):

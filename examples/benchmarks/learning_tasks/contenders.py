@@ -96,6 +96,17 @@ def ours(task: Task, factor: float) -> Learner:
     return Learner(model, [optimizer])
 
 
+def factored(task: Task, momentum: float | None = None) -> Learner:
+    """The default rule on factored gradients, where the layer has them."""
+    model = task.model()
+    for module in model.modules():
+        if hasattr(module, "own_unitary_weights"):
+            module.gradient, module.update = "factored", UpdateRule(momentum=momentum)
+    optimizer = adamw(model.parameters(), task.lr)
+    attach(model, optimizer)
+    return Learner(model, [optimizer])
+
+
 def paper(task: Task, rate: float) -> Learner:
     """The rule of projUNN's paper: a step of rank 1 against the gradient; for recurrences divided as RMSprop does."""
     model = task.model()
