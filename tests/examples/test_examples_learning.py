@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "benchmarks"))
 import learning
 import wide
 from learning_tasks import METRICS, TASKS, images, seconds, sequences, verdicts
-from learning_tasks.contenders import CONTENDERS, GATED, available
+from learning_tasks.contenders import CONTENDERS, GATED, STARTS, available
 from learning_tasks.optimizers import Muon
 from learning_tasks.results import Row, Table, standings
 from learning_tasks.verdicts import report
@@ -60,9 +60,22 @@ def test_all_contenders_start_alike():
     losses = {}
     for name in ("deep", "pixels"):
         task = TASKS[name](Path("data"), steps=1)
-        runs = [learning.train(name, task, contender, 1e-3, 0) for contender in available() if contender not in GATED]
+        runs = [
+            learning.train(name, task, contender, 1e-3, 0)
+            for contender in available()
+            if contender not in (*GATED, *STARTS)
+        ]
         losses[name] = {round(run.loss, 4) for run in runs}
     assert {name: len(found) for name, found in losses.items()} == {"deep": 1, "pixels": 1}
+
+
+def test_factored_gradients_and_other_starts_compete():
+    task = TASKS["pixels"](Path("data"), steps=1)
+    layers = {name: CONTENDERS[name].make(task, 1.0).model.layer for name in ("factored", *STARTS)}
+    assert layers["factored"].gradient == "factored"
+    assert torch.equal(layers["identity"].weight_hh_l0, torch.eye(64))
+    assert len({round(layer.weight_hh_l0.trace().item(), 3) for layer in layers.values()}) == 4
+    assert learning.train("pixels", task, "factored", 1.0, 0).error < 1e-3
 
 
 def test_kernels_compete_by_their_matrices(monkeypatch):

@@ -20,6 +20,7 @@ from torch.nn.utils.parametrizations import orthogonal
 from torch.optim import Optimizer
 
 from unitary_layers import ProjUNN, UpdateRule, attach, unitary_weights
+from unitary_layers.init import cayley_, identity_, timescales_
 from unitary_layers.linalg import unitarity_error
 
 from .optimizers import Muon, adamw, nesterov
@@ -96,15 +97,22 @@ def ours(task: Task, factor: float) -> Learner:
     return Learner(model, [optimizer])
 
 
-def factored(task: Task, momentum: float | None = None) -> Learner:
+def factored(task: Task, _rate: float) -> Learner:
     """The default rule on factored gradients, where the layer has them."""
-    model = task.model()
-    for module in model.modules():
+    learner = ours(task, 1.0)
+    for module in learner.model.modules():
         if hasattr(module, "own_unitary_weights"):
-            module.gradient, module.update = "factored", UpdateRule(momentum=momentum)
-    optimizer = adamw(model.parameters(), task.lr)
-    attach(model, optimizer)
-    return Learner(model, [optimizer])
+            module.gradient = "factored"
+    return learner
+
+
+def started(task: Task, _rate: float, filler: Callable[[Tensor], Tensor]) -> Learner:
+    """The default rule from another start."""
+    learner = ours(task, 1.0)
+    for module in learner.model.modules():
+        if hasattr(module, "own_unitary_weights"):
+            module.reset_unitary(filler)
+    return learner
 
 
 def paper(task: Task, rate: float) -> Learner:
@@ -232,9 +240,14 @@ CONTENDERS = {
     "ours": Contender(ours),
     "ours-third": Contender(partial(ours), (1 / 3,), (1 / 3,)),
     "ours-thrice": Contender(partial(ours), (3.0,), (3.0,)),
+    "factored": Contender(factored),
+    "identity": Contender(partial(started, filler=identity_)),
+    "cayley": Contender(partial(started, filler=cayley_), ()),
+    "timescales": Contender(partial(started, filler=timescales_), ()),
 }
 PEERS = ("parametrizations", "geoopt", "pogo")  # that keep weights on the manifold
 GATED = ("lstm", "gru")
+STARTS = ("identity", "cayley", "timescales")
 
 
 def available() -> list[str]:
