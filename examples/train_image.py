@@ -2,7 +2,7 @@
 
 Everything around the model is timm's: data, optimisers, schedules, mixup, moving average, metrics. `--opt projunn`
 trains the whole model by RMSprop, its orthogonal weights by the default rule of their layers, or with `--direction
-rmsprop` by projUNN on the same preconditioned gradient with 1/10 of the rate, as projUNN's image experiments do (Kiani,
+rmsprop` by projUNN on the same divided gradient with 1/10 of the rate, as projUNN's image experiments do (Kiani,
 Balestriero, LeCun, Lloyd, NeurIPS 2022, arXiv 2203.05483). Any other optimiser of timm has the unitary step attached to
 it.
 

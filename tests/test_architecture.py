@@ -17,7 +17,7 @@ LEVELS = (
     ("linalg.signal.grid", "linalg.signal.spectrum", "linalg.signal.kernel", "linalg.signal.bound"),
     ("linalg.signal", "linalg"),
     ("init",),
-    ("projunn.gradient", "projunn.noise", "projunn.moments", "projunn.sampling"),
+    ("projunn.gradient", "projunn.noise", "projunn.sampling"),
     ("projunn.isometry", "projunn.rotation"),
     ("projunn.direction", "projunn.slope", "projunn.rule"),
     ("projunn",),

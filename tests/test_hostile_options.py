@@ -81,7 +81,7 @@ CASES = {
     "UpdateRule": (
         with_rule,
         {},
-        "variant rank sampler lr seed retract_every nonfinite off_manifold precondition alpha",
+        "variant rank sampler lr seed retract_every nonfinite off_manifold",
         trained((3, 4)),
     ),
     "UnitaryLinear": (

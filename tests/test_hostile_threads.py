@@ -35,8 +35,8 @@ def recurrent(gradient: str, **options: object) -> nn.Module:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "dense": lambda: linear("dense"),
-    "power": lambda: linear("dense", sampler="power", precondition=True, direction="gradient"),
-    "factored": lambda: linear("factored", precondition=True, direction="gradient"),
+    "power": lambda: linear("dense", sampler="power", direction="gradient"),
+    "factored": lambda: linear("factored", direction="gradient"),
     "spectral": lambda: linear("dense", momentum=0.9),
     "recurrent": lambda: recurrent("factored", sampler="power"),
 }

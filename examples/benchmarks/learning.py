@@ -5,10 +5,12 @@ and AdamW for all other parameters are the same. The default of this package is 
 its rates on the first seed is taken: five, and up to two more where the best is at their end. A row is appended to
 learning.csv after each run, so that the same command goes on where it stopped; the tables follow at the end. Data is
 read from below `--root`: FashionMNIST and CIFAR-10, which torchvision downloads; tasks whose data is missing are left
-out with a message.
+out with a message. With `--equal-seconds` the peers then train anew, at their best rates, for as many steps as they
+take in the seconds of the default rule; these rows go into learning_seconds.csv.
 
     python examples/benchmarks/learning.py --tasks mlp --contenders frozen parametrizations ours
     python examples/benchmarks/learning.py --quick --tasks deep pixels
+    python examples/benchmarks/learning.py --equal-seconds
     python examples/benchmarks/learning.py --draw results/learning.csv
 """
 
@@ -19,6 +21,7 @@ import math
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,11 +32,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.tasks import generator_for
 from learning_tasks import TASKS
-from learning_tasks.contenders import CONTENDERS, available, cosine
+from learning_tasks.contenders import CONTENDERS, PEERS, available, cosine
 from learning_tasks.drawing import draw
-from learning_tasks.results import Row, Table, best_rate
+from learning_tasks.results import Row, Table, best_rate, standings
+from learning_tasks.seconds import equal_steps, steps_there
 from learning_tasks.task import Missing, Task
-from learning_tasks.verdicts import report
+from learning_tasks.verdicts import report, report_seconds
 
 QUICK_STEPS = 6
 FURTHER = 2  # rates beyond those given, where the best one is at their end
@@ -45,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--contenders", nargs="+", choices=tuple(CONTENDERS), default=available())
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first one chooses the rates")
     options.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, one seed and one rate")
+    options.add_argument("--equal-seconds", action="store_true", help="then give peers the seconds of the default rule")
     options.add_argument("--again", action="store_true", help="forget the rows of these tasks and contenders first")
     options.add_argument("--threads", type=int, default=1, help="CPU threads")
     options.add_argument("--root", type=Path, default=Path("data"), help="folder of the data sets")
@@ -61,13 +66,9 @@ def train(name: str, task: Task, contender: str, rate: float, seed: int) -> Row:
     losses: list[float] = []
     started = time.process_time()  # of the processor, which a machine that is shared disturbs less
     for step in tqdm(range(task.steps), desc=f"{name}, {contender} {rate:.3g}, seed {seed}", leave=False):
-        x, y = task.batch(generator_for(seed, step))
-        loss = task.loss(learner(x), y)
-        losses.append(loss.item())
+        losses.append(learner.learn(task, generator_for(seed, step)))
         if not math.isfinite(losses[-1]):
             return Row(name, contender, rate, seed, task.steps, math.inf, math.nan, math.nan, math.nan)
-        loss.backward()
-        learner.step()
         for schedule in schedules:
             schedule.step()
     seconds = time.process_time() - started
@@ -107,6 +108,20 @@ def compete(name: str, task: Task, contender: str, seeds: list[int], rates: tupl
         run(rate, seed)
 
 
+def compete_for_seconds(name: str, task: Task, seeds: list[int], table: Table, timed: Table) -> None:
+    """The runs of the peers, at their best rates, for as long as the default rule takes; those there are skipped."""
+    found = standings(table.rows).get(name, {})
+    names = [peer for peer in PEERS if peer in found and "ours" in found]
+    steps = steps_there(timed.rows, name)
+    if missing := [peer for peer in names if peer not in steps]:
+        steps |= equal_steps(task, found, missing)
+    for peer in names:
+        longer = replace(task, steps=steps[peer])
+        for seed in seeds:
+            if not timed.has(name, peer, found[peer].rate, seed, longer.steps):
+                timed.append(train(name, longer, peer, found[peer].rate, seed))
+
+
 def main(argv: list[str] | None = None) -> list[Row]:
     args = parser().parse_args(argv)
     if args.draw is not None:
@@ -116,6 +131,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     table = Table(args.out / "learning.csv")
     if args.again:
         table.forget(args.tasks, args.contenders)
+    timed = Table(timed_path(table.path)) if args.equal_seconds else None
     seeds = args.seeds[:1] if args.quick else args.seeds
     for name in (bar := tqdm(args.tasks)):
         bar.set_description(name)
@@ -127,13 +143,23 @@ def main(argv: list[str] | None = None) -> list[Row]:
         for contender in args.contenders:
             rates = CONTENDERS[contender].recurrent_rates if task.recurrent else CONTENDERS[contender].rates
             rates = rates[len(rates) // 2 :][:1] if args.quick else rates
-            compete(name, task, contender, seeds, rates, table)
+            if rates:
+                compete(name, task, contender, seeds, rates, table)
+        if timed is not None:
+            compete_for_seconds(name, task, seeds, table, timed)
     return summary(table)
+
+
+def timed_path(path: Path) -> Path:
+    """Where the runs of equal seconds are, beside the table of those of equal steps."""
+    return path.with_name(f"{path.stem}_seconds.csv")
 
 
 def summary(table: Table) -> list[Row]:
     """Prints the tables, writes them and the picture beside the CSV, and returns the rows."""
     text = report(table.rows)
+    if timed := Table(timed_path(table.path)).rows:
+        text += "\n\n" + report_seconds(table.rows, timed)
     print(text)
     table.path.with_suffix(".md").write_text(text + "\n")
     draw(table.rows, table.path.with_suffix(".png"))

@@ -86,6 +86,8 @@ def settle_update(args: argparse.Namespace) -> None:
     settle_direction(args, unitary_lr_scale=1 / 32)
     if args.unitary_lr is not None and args.direction != "spectral":
         raise ValueError(f"--unitary-lr needs --direction spectral, got {args.direction}")
+    if args.direction == "rmsprop" and args.gradient == "factored":  # it divides the gradient entry by entry
+        raise ValueError("--direction rmsprop needs --gradient dense, got factored")
     if args.rank is None:
         args.rank = "auto" if args.direction == "spectral" else 1
     for name in ("frozen", "bits"):

@@ -28,8 +28,7 @@ def update_options(args: argparse.Namespace) -> dict[str, object]:
     common = {"variant": args.variant, "rank": args.rank, "sampler": args.sampler}
     if args.direction == "spectral":
         return common | {"lr": args.unitary_lr}
-    # A dense gradient gets its preconditioner, elementwise RMSprop, from the optimiser.
-    return common | {"direction": "gradient", "precondition": args.gradient == "factored"}
+    return common | {"direction": "gradient"}  # which the optimiser divides, elementwise
 
 
 def build_model(args: argparse.Namespace, task: Task) -> SequenceModel:
@@ -56,7 +55,7 @@ def build_model(args: argparse.Namespace, task: Task) -> SequenceModel:
 
 def build_optimizer(args: argparse.Namespace, model: SequenceModel) -> torch.optim.Optimizer:
     """RMSprop for every model; its unitary weights by the rule of the layer, or, as the paper does, by projUNN on the
-    same preconditioned gradient.
+    same divided gradient.
     """
     if model.kind != "unitary":
         return torch.optim.RMSprop(model.parameters(), lr=args.lr)

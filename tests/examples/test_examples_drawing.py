@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import depth
-import directions
 import drift
 import hadamard
 import numpy as np
@@ -24,6 +23,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "benchmarks"))
 
 import run
+import wide
 
 RESULTS = Path(__file__).parents[2] / "results"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -105,10 +105,10 @@ def test_a_short_run_is_seen_beside_a_long_one() -> None:
         (depth.main, "depth_digits.csv"),
         (hadamard.main, "hadamard.csv"),
         (drift.main, "drift.csv"),
-        (directions.main, "directions.csv"),
         (run.main, "benchmarks.csv"),
+        (wide.main, "wide.csv"),
     ],
-    ids=["depth", "hadamard", "drift", "directions", "benchmarks"],
+    ids=["depth", "hadamard", "drift", "benchmarks", "wide"],
 )
 def test_a_table_of_the_results_is_drawn_anew(main, table: str, tmp_path: Path) -> None:
     for path in RESULTS.glob(f"{Path(table).stem}*.csv"):

@@ -13,8 +13,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "benchmarks"))
 
 import learning
-from learning_tasks import METRICS, TASKS, images, sequences
-from learning_tasks.contenders import CONTENDERS, Muon, available
+import wide
+from learning_tasks import METRICS, TASKS, images, seconds, sequences, verdicts
+from learning_tasks.contenders import CONTENDERS, GATED, STARTS, available
+from learning_tasks.optimizers import Muon
 from learning_tasks.results import Row, Table, standings
 from learning_tasks.verdicts import report
 
@@ -58,9 +60,22 @@ def test_all_contenders_start_alike():
     losses = {}
     for name in ("deep", "pixels"):
         task = TASKS[name](Path("data"), steps=1)
-        runs = [learning.train(name, task, contender, CONTENDERS[contender].rates[0], 0) for contender in available()]
+        runs = [
+            learning.train(name, task, contender, 1e-3, 0)
+            for contender in available()
+            if contender not in (*GATED, *STARTS)
+        ]
         losses[name] = {round(run.loss, 4) for run in runs}
     assert {name: len(found) for name, found in losses.items()} == {"deep": 1, "pixels": 1}
+
+
+def test_factored_gradients_and_other_starts_compete():
+    task = TASKS["pixels"](Path("data"), steps=1)
+    layers = {name: CONTENDERS[name].make(task, 1.0).model.layer for name in ("factored", *STARTS)}
+    assert layers["factored"].gradient == "factored"
+    assert torch.equal(layers["identity"].weight_hh_l0, torch.eye(64))
+    assert len({round(layer.weight_hh_l0.trace().item(), 3) for layer in layers.values()}) == 4
+    assert learning.train("pixels", task, "factored", 1.0, 0).error < 1e-3
 
 
 def test_kernels_compete_by_their_matrices(monkeypatch):
@@ -74,6 +89,71 @@ def test_kernels_compete_by_their_matrices(monkeypatch):
     learner = CONTENDERS["nesterov"].make(task, 0.1)
     assert learner.optimizers[0].defaults["nesterov"]
     assert not any(True for _ in unitary_weights(learner.model))
+
+
+def test_gated_recurrences_take_the_place_of_unitary_ones(tmp_path, capsys):
+    options = ["--quick", "--tasks", "pixels", "deep", "--contenders", "lstm", "gru", "ours", "--out", str(tmp_path)]
+    rows = learning.main(options)
+    assert [(row.task, row.contender) for row in rows] == [
+        *(("pixels", name) for name in ("lstm", "gru", "ours")),
+        ("deep", "ours"),
+    ]
+    learner = CONTENDERS["lstm"].make(TASKS["pixels"](Path("data")), 1e-3)
+    assert isinstance(learner.model.layer, torch.nn.LSTM)
+    assert learner.model.layer.hidden_size == 64
+    behind = [_row("lstm", 1.0, metric=60.0), _row("gru", 0.9, metric=40.0), _row("ours", 1.1)]
+    assert report(behind).endswith("| lstm |")
+
+
+def test_peers_get_the_seconds_of_the_default_rule(tmp_path, capsys, monkeypatch):
+    options = ["--quick", "--tasks", "deep", "--contenders", "parametrizations", "muon", "ours", "--out", str(tmp_path)]
+    asked: list[list[str]] = []
+
+    def paces(_task, rates):
+        asked.append(list(rates))
+        return {"ours": 3.0, "parametrizations": 1.5, "muon": 9.0}
+
+    monkeypatch.setattr(seconds, "paces", paces)
+    for module in (learning, verdicts):
+        monkeypatch.setattr(module, "PEERS", ("parametrizations", "muon"))
+    rows = learning.main([*options, "--equal-seconds"])
+    timed = Table(tmp_path / "learning_seconds.csv").rows
+    assert [(row.contender, row.steps) for row in timed] == [("parametrizations", 12), ("muon", 2)]
+    printed = capsys.readouterr().out
+    best = min(row.loss for row in timed)
+    ours = rows[-1].loss
+    shown = " | ".join(f"{row.loss:.3g} ({row.steps})" for row in (rows[-1], *timed))
+    assert f"| deep | 1 | {shown} | {ours / best:.3f} |" in printed
+    monkeypatch.setattr(learning, "train", None)
+    learning.main([*options, "--equal-seconds"])
+    assert asked == [["ours", "parametrizations", "muon"]]
+
+
+def test_paces_are_those_of_a_step(monkeypatch):
+    monkeypatch.setattr(seconds, "ROUNDS", 2)
+    monkeypatch.setattr(seconds, "STEPS", 2)
+    task = TASKS["deep"](Path("data"), steps=1)
+    found = seconds.paces(task, {"frozen": 1.0, "muon": 0.01})
+    assert 0 < found["frozen"] < found["muon"] < 1
+
+
+def test_seconds_to_the_loss_of_a_wide_weight(tmp_path, capsys, monkeypatch):
+    ratio = wide.main(["--quick", "--out", str(tmp_path)])
+    runs = wide.Runs(tmp_path / "wide.csv")
+    lengths = {p.contender: len(runs.of(p.contender, p.rate, p.steps)) for p in runs.points if p.steps > 3}
+    assert lengths["parametrizations"] == 12  # at the best of its rates
+    assert 2 <= lengths["ours"] <= 24  # until it has the same loss
+    assert f"ratio {ratio:.3f}" in capsys.readouterr().out
+    assert (tmp_path / "wide.png").stat().st_size > 0
+    monkeypatch.setattr(wide, "train", None)
+    assert abs(wide.main(["--quick", "--out", str(tmp_path)]) / ratio - 1) < 0.05
+
+
+def test_a_loss_is_reached_by_the_mean_of_the_last():
+    points = [wide.Point("ours", 1.0, 24, i, loss, i / 2) for i, loss in enumerate((3.0, 0.9, 0.9, 0.5))]
+    assert wide.reached(points[:3], 0.9, 24)
+    assert not wide.reached(points[:2], 0.9, 24)
+    assert wide.final(points[:1] * 3) == 3.0
 
 
 def test_best_rate_of_the_first_seed_runs_with_the_others(tmp_path, monkeypatch):

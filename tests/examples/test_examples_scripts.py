@@ -8,7 +8,6 @@ from types import ModuleType
 import adding_problem
 import copying_memory
 import demo
-import directions
 import pixel_sequence
 import pytest
 import report
@@ -42,31 +41,6 @@ def test_script_runs_and_is_reported(script: ModuleType, tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     assert re.search(r"^unitary step 1: loss .*, accuracy .*, unitarity error .*e-0\d, .* steps/s$", printed, re.M)
     assert re.search(r"^lstm +step 2: loss ", printed, re.M)
-
-
-def test_directions_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = ["--tasks", "copying_100", "digits", "--seeds", "0", "1", "--width", "6", "--batch-size", "2"]
-    directions.main([*tasks, "--steps", "3", "--threads", "1", "--out", str(tmp_path)])
-    with (tmp_path / "directions.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    expected = [(t, s, g) for t in ("copying_100", "digits") for s in "01" for g in directions.GRADIENTS]
-    assert [(row["task"], row["seed"], row["gradient"]) for row in rows] == expected
-    assert {row["step"] for row in rows} == {"3"}
-    assert (tmp_path / "directions.png").read_bytes().startswith(PNG)
-    assert "| digits, 0.5 | 1 |" in capsys.readouterr().out
-
-
-def test_a_comparison_ends_where_both_have_reached_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    easy = directions.RECIPES["copying_100"]._replace(options="--delay 5 --width 8 --steps 9", target=100.0, every=3)
-    monkeypatch.setitem(directions.RECIPES, "copying_100", easy)
-    assert [row["step"] for row in directions.curves("copying_100", 0, [], until_target=True)] == [3, 3]
-    assert [row["step"] for row in directions.curves("copying_100", 0, [])] == [3, 3, 6, 6, 9, 9]
-
-
-def test_a_target_is_reached_at_the_first_loss_below_it() -> None:
-    rows = [{"step": i, "loss": loss, "seconds": i / 2} for i, loss in enumerate((3.0, 0.9, 2.0, 0.5))]
-    assert directions.reached(rows, 1.0) == (1, 0.5)
-    assert directions.reached(rows, 0.1) is None
 
 
 def test_epochs_count_the_steps(tmp_path: Path) -> None:

@@ -22,11 +22,9 @@ from unitary_layers.projunn.sampling import LINEAR_SAMPLERS, SAMPLERS
 STEPS = 4
 RULES = {
     **{sampler: UpdateRule("DT"[i % 2], rank=2, sampler=sampler, lr=0.3) for i, sampler in enumerate(SAMPLERS)},
-    "preconditioned": UpdateRule(
-        "D", rank=2, sampler="power", lr=0.02, precondition=True, retract_every=2, direction="gradient"
-    ),
+    "gradient": UpdateRule("D", rank=2, sampler="power", lr=0.02, retract_every=2, direction="gradient"),
 }
-WAYS = ("attach", "rmsprop", "momentum", "moments")
+WAYS = ("attach", "rmsprop")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Case:
 
     entry: Entry
     rule: str
-    way: str
+    way: str | None
 
     @property
     def name(self) -> str:
@@ -71,8 +69,7 @@ def cases() -> list[Case]:
     for entry in ENTRIES:
         rules = [rule for rule in RULES if not entry.factored or RULES[rule].sampler in LINEAR_SAMPLERS]
         found += [Case(entry, rule, "attach") for rule in rules]
-        factored = ("preconditioned", ("rmsprop",))  # of a factored gradient the rule alone decides
-        rule, ways = factored if entry.factored else ("power", WAYS[1:])
+        rule, ways = ("gradient", (None,)) if entry.factored else ("power", WAYS[1:])
         found += [Case(entry, rule, way) for way in ways]
     return found
 

@@ -190,13 +190,13 @@ def test_the_meta_device_knows_the_shapes(entry):
 @every_entry
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_module_type_casts_neither_counters_nor_unitary_weights_below_float32(entry, dtype):
-    module = entry.make(update=UpdateRule(sampler="power", precondition=True, lr=0.3, direction="gradient"))
+    module = entry.make(update=UpdateRule(sampler="power", lr=0.3, momentum=0.9))
     step(module, entry.input())
     module.type(dtype)
     least = torch.promote_types(dtype, torch.float32)
     for weight in unitary_weights(module):
         assert weight.count.dtype == torch.int64
-        state: list[Tensor] = [weight.parameter, weight.previous, *weight.moments]
+        state: list[Tensor] = [weight.parameter, weight.previous, *weight.memory]
         assert {t.dtype for t in state} == {least}
     wide = entry.of(dtype if dtype == torch.float64 else torch.float32)
     x = entry.input().to(wide if entry.is_complex else dtype)

@@ -29,7 +29,7 @@ NOT_FINITE = (math.nan, math.inf, -math.inf)
 @st.composite
 def rules(draw: st.DrawFn, samplers: tuple[str, ...] = tuple(SAMPLERS)) -> UpdateRule:
     direction = draw(st.sampled_from(["spectral", "gradient"]))
-    own = {"precondition": draw(st.booleans())} if direction == "gradient" else {"momentum": draw(MOMENTA)}
+    own = {} if direction == "gradient" else {"momentum": draw(MOMENTA)}
     return UpdateRule(
         draw(st.sampled_from("DT")),
         rank=draw(st.sampled_from([1, 2, 3])),

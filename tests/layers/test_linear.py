@@ -163,15 +163,15 @@ def test_options_out_of_range_are_refused():
 
 
 def test_another_rate_keeps_what_the_rule_has_learnt():
-    layer = UnitaryLinear(8, 8, update=UpdateRule(precondition=True, sampler="power", direction="gradient"))
+    layer = UnitaryLinear(8, 8, update=UpdateRule(rank=4, sampler="power", momentum=0.9))
     layer(torch.randn(4, 8)).square().sum().backward()
     layer.projunn_step()
     before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     layer.update = layer.update.with_lr(5e-4)
     assert all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())
-    layer.update = UpdateRule(precondition=True, sampler="power", rank=2, direction="gradient")
+    layer.update = UpdateRule(rank=2, sampler="power", momentum=0.9)
     assert layer.weight_previous.shape == (8, 2)
-    assert torch.equal(layer.weight_row_moments, before["weight_row_moments"])
+    assert torch.equal(layer.weight_momentum, before["weight_momentum"])
 
 
 def test_empty_memory_is_not_taken_for_unitary():

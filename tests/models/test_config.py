@@ -22,7 +22,7 @@ LEFT_OUT = {"device", "dtype", "drop_rate"}
 RULE = UpdateRule("D", rank=2, lr=0.125, momentum=0.5, off_manifold="raise")
 FULL = {"support": "full", "img_size": 8}
 COMMON: dict[str, tuple[Any, ...]] = {
-    "update": ("D", RULE, UpdateRule(direction="gradient", precondition=True, alpha=0.5), {"rank": 3}),
+    "update": ("D", RULE, UpdateRule(direction="gradient", seed=5), {"rank": 3}),
     "init": ("cayley", cayley_, haar_),
     "in_chans": (2,),
     "num_classes": (0, 7),

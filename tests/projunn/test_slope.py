@@ -78,7 +78,7 @@ def test_a_quadratic_bowl_is_reached_at_a_constant_length():
             g = DenseGradient(w - target)
             if course is not None and with_test:
                 state = after_slope(state, g.along(course))
-            change, course, _ = rule.turn(w, rule.sample(g, [(0, 0)], w).low_rank, factor_of(state))
+            change, course, _ = rule.turn(w, rule.sample(g, [(0, 0)], w), factor_of(state))
             w = w + change.matrix()
         return float(torch.linalg.matrix_norm(w - target))
 

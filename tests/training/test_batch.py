@@ -22,7 +22,7 @@ RULES = {
     "power": UpdateRule(sampler="power", lr=0.1),
     "column": UpdateRule(sampler="column", lr=0.1),
     "svd": UpdateRule("D", rank=3, sampler="svd", lr=0.1),
-    "preconditioned": UpdateRule(precondition=True, lr=0.01, direction="gradient"),
+    "gradient": UpdateRule(lr=0.01, direction="gradient"),
 }
 LAYERS: dict[str, Callable[[UpdateRule], nn.Module]] = {
     "real": lambda rule: UnitaryLinear(N, N, update=rule, bias=False),

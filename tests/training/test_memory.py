@@ -107,7 +107,7 @@ def test_a_thin_momentum_is_its_slow_twin(dtype):
         leaf = w.clone().requires_grad_()
         (gradient,) = torch.autograd.grad((x @ leaf.mT - x.flip(-1)).abs().square().mean(), leaf)
         m = (1 - k / (8 * n)) * m + gradient
-        sample = rule.sample(DenseGradient(m), [weight.key], w).low_rank
+        sample = rule.sample(DenseGradient(m), [weight.key], w)
         loss_of(net, x).backward()
         net.projunn_step()
         slope = net.weight_slope.double()

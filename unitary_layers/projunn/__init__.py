@@ -1,4 +1,4 @@
-"""The algorithm on operators and matrices, a file a stop of the gradient's journey: gradient, noise, moments, sampling,
+"""The algorithm on operators and matrices, a file a stop of the gradient's journey: gradient, noise, sampling,
 rotation, rule. It knows no module, no optimiser and no other machine."""
 
 from .gradient import DenseGradient as DenseGradient

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from torch import Tensor
 from ..linalg import LowRank
 from .direction import Turn, automatic_rank, spectral_rotation, turning
 from .gradient import GradientOperator
-from .moments import Moments, PreconditionedGradient, Probes, limited
 from .noise import Streams, seed_of
 from .rotation import VARIANTS, rotation
 from .sampling import SAMPLERS
@@ -27,18 +26,6 @@ CHOICES = {
 INTEGERS = {"rank": (1, "auto"), "seed": (0, 0), "retract_every": (0, None)}  # the least, and what else may stand there
 
 Key = tuple[int, int]  # index of a weight in its model, number of its steps so far
-
-
-class Sample(NamedTuple):
-    """What a rule has seen of a gradient.
-
-    Attributes:
-        low_rank: the matrix of rank k that stands for it.
-        probes: what its moments are estimated from; None without ``precondition``.
-    """
-
-    low_rank: LowRank
-    probes: Probes | None
 
 
 # Note [One length for all layers]
@@ -91,10 +78,6 @@ class UpdateRule:
         nonfinite: what to do with a gradient that has a NaN or an infinity: "raise" an error, or "skip" the weight.
         off_manifold: what to do with a weight that something else has written so that it is not unitary: "retract" it
             with a warning, or "raise" an error; see Note [Off the manifold].
-        precondition: only with ``direction="gradient"``: whether to divide the gradient by the root of the second
-            moments of its rows and columns, RMSprop with a state of 2n numbers; see Note [Preconditioning without a
-            matrix]. lr is then near a step length: no step is longer than ``2 lr sqrt(n k)``, in Frobenius norm.
-        alpha: factor of the old average of the moments.
         direction: "spectral" or "gradient".
         momentum: of the spectral direction: how much is left of what was sampled. None for 0.9 where an optimiser
             keeps the state of the step, and none otherwise; see Note [Where the momentum lives].
@@ -117,8 +100,6 @@ class UpdateRule:
     retract_every: int | None = None
     nonfinite: str = "raise"
     off_manifold: str = "retract"
-    precondition: bool = False
-    alpha: float = 0.99
     direction: str = "spectral"
     momentum: float | None = None
 
@@ -132,18 +113,19 @@ class UpdateRule:
             if not is_integer and (value != other or type(value) is not type(other)):
                 beside = "" if name == "seed" else f" or {other!r}"
                 raise ValueError(f"expected {name} to be an integer of at least {least}{beside}, got {value!r}")
-        for name in ("alpha", "momentum"):
-            value = getattr(self, name)
-            if not (name == "momentum" and value is None) and not (_is_number(value) and 0 <= value < 1):
-                raise ValueError(f"expected {name} in [0, 1), got {value!r}")
-        if not isinstance(self.precondition, bool):
-            raise ValueError(f"expected precondition to be True or False, got {self.precondition!r}")
+        if self.momentum is not None and not (_is_number(self.momentum) and 0 <= self.momentum < 1):
+            raise ValueError(f"expected momentum in [0, 1), got {self.momentum!r}")
         if self.lr is not None and not (_is_number(self.lr) and 0 <= self.lr <= sys.float_info.max):
             raise ValueError(f"expected lr to be a finite number of at least 0, got {self.lr!r}")
-        if self.precondition and self.is_spectral:
-            raise ValueError('expected direction="gradient" with precondition=True, got "spectral", which has no scale')
         if self.momentum is not None and not self.is_spectral:
             raise ValueError('expected direction="spectral" with a momentum, got "gradient"')
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Refuses a pickled rule whose gradient was preconditioned, which no rule does any more."""
+        if state.pop("precondition", False):
+            raise ValueError('expected a rule without precondition=True, which is gone; take direction="spectral"')
+        state.pop("alpha", None)
+        self.__dict__.update(state)
 
     @property
     def is_spectral(self) -> bool:
@@ -194,39 +176,25 @@ class UpdateRule:
         keys: Sequence[Key],
         weight: Tensor | None = None,
         previous: Tensor | None = None,
-        moments: Moments | None = None,
-        probes: Probes | None = None,
-    ) -> Sample:
-        """The matrix of rank k that stands for a gradient: for its tangent part, or for it, preconditioned if so said.
+    ) -> LowRank:
+        """The matrix of rank k that stands for a gradient, in the spectral direction for its tangent part.
 
         Args:
             gradient: as an operator ``(..., m, n)``; with the momentum in it, if there is one.
             keys: of the weight, or of each along the first dimension, as for :meth:`streams`.
             weight: unitary ``(..., m, n)``; only the spectral direction looks at it.
             previous: left factor ``(..., m, k)`` of the step before; only the power sampler looks at it.
-            moments: running average before this step, for a rule with ``precondition``.
-            probes: of the other parts of a gradient that comes in parts.
 
         Raises:
-            ValueError: for a rule with ``precondition`` and no moments, or of the spectral direction and no weight.
+            ValueError: for a rule of the spectral direction and no weight.
         """
         device, rank = gradient.device, self.rank_of(min(gradient.shape[-2:]))
         sampler, streams = SAMPLERS[self.sampler], self.streams(keys, device)
         if self.is_spectral:
             if weight is None:
                 raise ValueError('expected the weight for a rule with direction="spectral", got None')
-            return Sample(sampler(turning(gradient, weight), rank, streams, previous), None)
-        if not self.precondition:
-            return Sample(sampler(gradient, rank, streams, previous), None)
-        if moments is None:
-            raise ValueError("expected the moments of the weight for a rule with precondition=True, got None")
-        source = self.streams(keys, device, stream=1)
-        scaled = PreconditionedGradient(gradient, moments, self.alpha, source, probes)
-        return Sample(sampler(scaled, rank, streams, previous), scaled.probes())
-
-    def averaged(self, moments: Moments, probes: Probes) -> Moments:
-        """The running average of the moments after a gradient that was seen through these probes."""
-        return moments.averaged(probes.moments(), self.alpha)
+            gradient = turning(gradient, weight)
+        return sampler(gradient, rank, streams, previous)
 
     def turn(self, weight: Tensor, sample: LowRank, factor: Tensor | None = None) -> Turn:
         """The step of a unitary weight in the spectral direction, of ``factor`` ``(...)`` times its length."""
@@ -236,8 +204,6 @@ class UpdateRule:
         """The change ``(..., m, n)`` of a unitary weight for a sampled gradient, not yet written."""
         if self.is_spectral:
             return self.turn(weight, sample).change
-        if self.precondition:
-            sample = limited(sample)
         return rotation(weight, sample.scale(-self.rate), self.variant)
 
     def forgotten(self, used: LowRank) -> LowRank:

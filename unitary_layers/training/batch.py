@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..linalg import LowRank
 from ..projunn.gradient import DenseGradient, GradientOperator
-from ..projunn.moments import Moments, Probes
 from ..projunn.rule import UpdateRule
 from ..projunn.sampling import LowRankGradient
 from .memory import Memory, remembered, thin_sample
@@ -154,23 +153,6 @@ class Batch:
         """The left factors of the steps before, for the power sampler."""
         return self.stack(self.previous_factors) if self.previous_factors else None
 
-    @property
-    def moment_buffers(self) -> list[Moments]:
-        """The buffers of the running averages; none but for a rule with ``precondition``."""
-        return [step.weight.moments for step in self.steps if step.weight.moments is not None]
-
-    @property
-    def moments(self) -> Moments | None:
-        """The running averages of a rule with ``precondition``."""
-        buffers = self.moment_buffers
-        return Moments(*map(self.stack, zip(*buffers, strict=True))) if buffers else None
-
-    @property
-    def probes(self) -> Probes | None:
-        """What backward has seen of factored gradients."""
-        found = [probes for step in self.steps if (probes := _probes(step)) is not None]
-        return Probes(*map(self.stack, zip(*found, strict=True))) if found else None
-
     def stack(self, tensors: Iterable[Tensor]) -> Tensor:
         """One of each weight; that of a weight alone as it is."""
         tensors = tuple(tensors)
@@ -192,10 +174,6 @@ def batches(steps: Iterable[Step]) -> Iterator[Batch]:
             yield Batch(tuple(group[start : start + size]))
 
 
-def _probes(step: Step) -> Probes | None:
-    return None if step.weight.collected is None else step.weight.collected.probes
-
-
 def _kind(step: Step) -> tuple[object, ...] | None:
     """What steps of a batch have in common; None for one that goes alone."""
     parameter, direction = step.weight.parameter, step.direction
@@ -205,4 +183,4 @@ def _kind(step: Step) -> tuple[object, ...] | None:
         return None
     rank = direction.low_rank.rank if isinstance(direction, LowRankGradient) else None
     kind = (parameter.shape, parameter.dtype, parameter.device, step.weight.matrix.shape, step.memory is not None)
-    return step.rule, *kind, step.weight.collected is not None, rank, _probes(step) is not None, group
+    return step.rule, *kind, step.weight.collected is not None, rank, group

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..linalg import LowRank
-from ..projunn.moments import Probes
 from .content import Content
 
 # Note [A factored gradient is in .grad]
@@ -19,8 +18,7 @@ from .content import Content
 # a tensor that is taken away is forgotten. To zero it, to scale it and to take its norm are operations on the factors.
 # Whatever else reads it reads the matrix, formed for the moment, and what else writes it, as a penalty on the weight
 # or a tied layer does in backward, leaves a matrix there, as if the layer were dense. Where there is a matrix in .grad
-# already, backward adds to that. A preconditioned sample is a quotient: to scale the gradient scales what the moments
-# learn of it, and no other write has a meaning, so it is refused.
+# already, backward adds to that.
 # The norm is that of the sample, which is at most that of the gradient, and equal to it at full rank.
 
 
@@ -144,12 +142,6 @@ def _on_matrices(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
 
     written = [x for x in tree_leaves(list(_written(func, args, kwargs))) if isinstance(x, Tensor)]
     own = [x for x in written if isinstance(x, FactoredGrad)]
-    for x in own:
-        if x.content.probes is not None:
-            raise RuntimeError(
-                f"expected the preconditioned factored gradient of a unitary weight {tuple(x.shape)} to be zeroed or "
-                f'scaled alone, got {func}: take gradient="dense"'
-            )
     result = func(*tree_map(matrix, args), **tree_map(matrix, dict(kwargs)))
     for x in own:
         x.write(matrix(x))
@@ -198,8 +190,3 @@ class Collected:
     def low_rank(self) -> LowRank | None:
         """The sum of its samples."""
         return None if (content := self.content) is None else content.low_rank
-
-    @property
-    def probes(self) -> Probes | None:
-        """The sum of their probes, for a rule with ``precondition``."""
-        return None if (content := self.content) is None else content.probes

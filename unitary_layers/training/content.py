@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..linalg import LowRank
 from ..projunn.gradient import DenseGradient, GradientOperator
-from ..projunn.moments import Probes
 
 
 class Content:
@@ -16,7 +15,6 @@ class Content:
     Attributes:
         is_complex: whether the weight is stored as pairs (real part, imaginary part).
         low_rank: the sum of the samples over the uses of the weight so far, or None.
-        probes: the sum of theirs, for a rule with ``precondition``.
         kept: the gradient itself, not sampled: of a weight that shares its gradients with other ranks, or as a matrix
             that something has written; or None. Where there is neither it nor a sample, the gradient is zero.
         is_unscaled: whether the scale of a GradScaler has been taken out of it.
@@ -30,7 +28,6 @@ class Content:
     def clear(self) -> None:
         """Makes it zero."""
         self.low_rank: LowRank | None = None
-        self.probes: Probes | None = None
         self.kept: GradientOperator | None = None
         self.is_unscaled, self.scale = False, 1.0
 
@@ -64,9 +61,7 @@ class Content:
 
     def scale_(self, factor: Tensor | float) -> None:
         """Multiplies it by a real number."""
-        if self.probes is not None:
-            self.probes = Probes(*(probe * factor for probe in self.probes))
-        elif self.low_rank is not None:
+        if self.low_rank is not None:
             self.low_rank = LowRank(self.low_rank.left * factor, self.low_rank.right)
         elif self.kept is not None:
             self.kept = DenseGradient(self.kept.dense() * factor)
@@ -91,7 +86,6 @@ class Content:
 
         result = Content(is_complex=self.is_complex)
         result.low_rank = None if self.low_rank is None else LowRank(*map(of, self.low_rank))
-        result.probes = None if self.probes is None else Probes(*map(of, self.probes))
         result.kept = None if self.kept is None else DenseGradient(of(self.kept.dense()))
         result.is_unscaled, result.scale = self.is_unscaled, self.scale
         return result

@@ -11,11 +11,11 @@ from ..projunn.gradient import GradientOperator, WrappedGradient
 
 # Note [Thin products over many machines]
 # A sampler sees a gradient through G v and G^H u alone, which are linear in G. So the mean of these products over the
-# ranks is exactly the product of the mean gradient, and 2 k n numbers cross the wire instead of n^2 (with probes of the
-# moments 8 n more). All ranks draw the same random numbers by their keys and get the same sums, bit for bit, so that
-# their weights stay equal without ever being sent. DistributedDataParallel is told to leave these weights alone: a
-# communication hook of it, which thin_products_hook is for dense gradients, sees of a factored gradient the matrix, not
-# the factors, nor the probes and state of a rule, and what it leaves in .grad must be a matrix again.
+# ranks is exactly the product of the mean gradient, and 2 k n numbers cross the wire instead of n^2. All ranks draw the
+# same random numbers by their keys and get the same sums, bit for bit, so that their weights stay equal without ever
+# being sent. DistributedDataParallel is told to leave these weights alone: a communication hook of it, which
+# thin_products_hook is for dense gradients, sees of a factored gradient the matrix, not the factors, nor the state of a
+# rule, and what it leaves in .grad must be a matrix again.
 
 
 @dataclass(frozen=True)

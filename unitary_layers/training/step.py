@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ..linalg import LowRank, nearest_unitary, unitarity_error
 from ..linalg.thin import add_low_rank_
 from ..projunn.gradient import GradientOperator
-from ..projunn.rule import Sample
 from ..projunn.sampling import LINEAR_SAMPLERS, LowRankGradient, recompressed, side_by_side
 from ..projunn.slope import after_slope, factor_of
 from .batch import Batch, Step, batches, step_of
@@ -85,7 +84,7 @@ class Move(NamedTuple):
     """
 
     batch: Batch
-    sample: Sample
+    sample: LowRank
     change: LowRank
     memory: Memory | None = None
     used: LowRank | None = None
@@ -97,7 +96,7 @@ class Move(NamedTuple):
 # samplers "column" and "svd") is G itself looked at, before it is sampled.
 
 
-def sample(batch: Batch) -> tuple[Batch, Sample] | None:
+def sample(batch: Batch) -> tuple[Batch, LowRank] | None:
     """A batch and its sample, without the weights whose gradient is not finite and to be skipped; None if that are all.
 
     Raises:
@@ -105,22 +104,22 @@ def sample(batch: Batch) -> tuple[Batch, Sample] | None:
     """
     is_refused = _is_sampled(batch) or batch.rule.sampler not in LINEAR_SAMPLERS
     taken = None if is_refused else _sample(batch)
-    usable = _usable(batch, None if taken is None else taken.low_rank)
+    usable = _usable(batch, taken)
     if usable is None:
         return None
     return usable, taken if taken is not None and usable is batch else _sample(usable)
 
 
-def rotate(batch: Batch, sample: Sample) -> Move:
+def rotate(batch: Batch, sample: LowRank) -> Move:
     """The change of the weights of a batch for a sample of their gradients."""
     weight, rule, memory = batch.stack(batch.matrices), batch.rule, batch.memory
     with _naming(batch):
         if memory is None:
-            return Move(batch, sample, rule.change(weight, sample.low_rank))
+            return Move(batch, sample, rule.change(weight, sample))
         slope = memory.slope.double()
         if rule.rate > 0:  # a step that stays where it is neither overshoots nor falls short
             slope = after_slope(slope, batch.direction.along(apart(memory.course, weight.shape)).double())
-        change, course, used = rule.turn(weight, sample.low_rank, factor_of(slope))
+        change, course, used = rule.turn(weight, sample, factor_of(slope))
         aim = batch.aim.inner if isinstance(batch.aim, ReducedGradient) else batch.aim
         if isinstance(aim, LowRankGradient):
             momentum = memory.thin(side_by_side([aim.low_rank, rule.forgotten(used)]))
@@ -149,14 +148,10 @@ def write(move: Move) -> None:
         weight.seen.note(weight.parameter)
 
 
-def _write_states(batch: Batch, sample: Sample) -> None:
+def _write_states(batch: Batch, sample: LowRank) -> None:
     torch._foreach_add_([step.weight.count for step in batch.steps], 1)
     if batch.previous_factors:
-        _copy_(batch.previous_factors, batch.unstack(sample.low_rank.left))
-    if sample.probes is not None and (moments := batch.moments) is not None:
-        new = batch.rule.averaged(moments, sample.probes)
-        for buffers, values in zip(zip(*batch.moment_buffers, strict=True), new, strict=True):
-            _copy_(buffers, batch.unstack(values))
+        _copy_(batch.previous_factors, batch.unstack(sample.left))
     for step in batch.steps:
         for buffer, value in step.state:
             buffer.copy_(value)
@@ -174,13 +169,13 @@ def _naming(batch: Batch) -> Iterator[None]:
         ) from error
 
 
-def _sample(batch: Batch) -> Sample:
+def _sample(batch: Batch) -> LowRank:
     with _naming(batch):
         if isinstance(batch.direction, LowRankGradient) and _is_sampled(batch):
             rank = batch.rule.rank_of(min(batch.shape))
-            return Sample(recompressed(batch.direction.low_rank, rank), batch.probes)
+            return recompressed(batch.direction.low_rank, rank)
         weight = batch.stack(batch.matrices)
-        return batch.rule.sample(batch.aim, batch.keys, weight, batch.previous, batch.moments)
+        return batch.rule.sample(batch.aim, batch.keys, weight, batch.previous)
 
 
 def _is_sampled(batch: Batch) -> bool:

@@ -13,7 +13,6 @@ from torch.amp import GradScaler
 from torch.distributed import ProcessGroup
 
 from ..projunn.gradient import DenseGradient, GradientOperator
-from ..projunn.moments import Moments
 from ..projunn.rule import Fit, UpdateRule
 from ..projunn.sampling import LowRankGradient
 from .collected import Collected
@@ -103,7 +102,6 @@ class UnitaryWeight:
         previous: buffer of the shape of a left factor for the power sampler, stored as the parameter is; or None.
         index: position among the unitary weights of that tree, or in its layer if its gradient is factored; part of the
             key of its random numbers.
-        moments: buffers ``(..., m)``, ``(..., n)`` of a rule with ``precondition``, or None.
         memory: buffers of a rule that names a momentum, as they are stored, or None.
         collected: its sampled gradient, in a layer with ``gradient="factored"``; else None.
         seen: when it was last known to be unitary.
@@ -120,7 +118,6 @@ class UnitaryWeight:
     count: Tensor
     previous: Tensor | None = None
     index: int = 0
-    moments: Moments | None = None
     memory: Memory | None = None
     collected: Collected | None = None
     seen: Seen = field(default_factory=Seen)
@@ -184,7 +181,7 @@ class UnitaryWeight:
             index = self.index
         # Spelt out: dataclasses.replace takes four times as long.
         parts = (self.parameter, self.is_complex, self.declared, self.count, self.previous)
-        state = (self.moments, self.memory, self.collected)
+        state = (self.memory, self.collected)
         return UnitaryWeight(name, *parts, index, *state, self.seen, self.group, self.scaler, self.fit, self.unfolded)
 
     def as_matrix(self, stored: Tensor) -> Tensor:

@@ -14,14 +14,16 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import orthogonal
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from unitary_layers import ProjUNN, UpdateRule, attach, unitary_weights
+from unitary_layers.init import cayley_, identity_, timescales_
 from unitary_layers.linalg import unitarity_error
 
+from .optimizers import Muon, adamw, nesterov
 from .task import Task
 
 Weights = dict[str, Tensor]
@@ -47,10 +49,16 @@ class Learner:
         lent = {name: matrix.reshape(self.model.get_parameter(name).shape) for name, matrix in self.lent().items()}
         return functional_call(self.model, lent, (x,))
 
-    def step(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+    def learn(self, task: Task, generator: Generator) -> float:
+        """A training step; returns the loss before it, and changes nothing where that is not finite."""
+        x, y = task.batch(generator)
+        loss = task.loss(self(x), y)
+        if math.isfinite(value := loss.item()):
+            loss.backward()
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        return value
 
     @torch.no_grad()
     def error(self) -> float:
@@ -65,7 +73,7 @@ class Contender(NamedTuple):
 
     Attributes:
         make: builds the learner of a task at a rate.
-        rates: to choose from.
+        rates: to choose from; none where it has no place.
         recurrent_rates: the same for recurrent weights.
         needs: package without which there is none, or None.
     """
@@ -84,9 +92,27 @@ def ours(task: Task, factor: float) -> Learner:
             if hasattr(module, "own_unitary_weights"):
                 module.step_length *= factor
                 module.update = UpdateRule()  # which looks at the length anew
-    optimizer = _adamw(model.parameters(), task.lr)
+    optimizer = adamw(model.parameters(), task.lr)
     attach(model, optimizer)
     return Learner(model, [optimizer])
+
+
+def factored(task: Task, _rate: float) -> Learner:
+    """The default rule on factored gradients, where the layer has them."""
+    learner = ours(task, 1.0)
+    for module in learner.model.modules():
+        if hasattr(module, "own_unitary_weights"):
+            module.gradient = "factored"
+    return learner
+
+
+def started(task: Task, _rate: float, filler: Callable[[Tensor], Tensor]) -> Learner:
+    """The default rule from another start."""
+    learner = ours(task, 1.0)
+    for module in learner.model.modules():
+        if hasattr(module, "own_unitary_weights"):
+            module.reset_unitary(filler)
+    return learner
 
 
 def paper(task: Task, rate: float) -> Learner:
@@ -98,7 +124,7 @@ def paper(task: Task, rate: float) -> Learner:
     for module in model.modules():
         if hasattr(module, "own_unitary_weights"):
             module.update = UpdateRule(direction="gradient", rank=1, lr=rate)
-    optimizer = _adamw(model.parameters(), task.lr)
+    optimizer = adamw(model.parameters(), task.lr)
     attach(model, optimizer)
     return Learner(model, [optimizer])
 
@@ -108,18 +134,25 @@ def frozen(task: Task, _rate: float) -> Learner:
     model = task.model()
     for weight in unitary_weights(model):
         weight.parameter.requires_grad_(False)
-    return Learner(model, [_adamw([p for p in model.parameters() if p.requires_grad], task.lr)])
+    return Learner(model, [adamw([p for p in model.parameters() if p.requires_grad], task.lr)])
 
 
 def unconstrained(task: Task, rate: float, make: Callable[..., Optimizer] | None = None) -> Learner:
     """Weights without a constraint, from the same start, or the layers of torch where those are others."""
-    make = _adamw if make is None else make
+    make = adamw if make is None else make
     if task.plain is not None:
         model = task.plain()
         return Learner(model, [make(model.parameters(), rate)])
     model, start, rest = _split(task)
     points = {name: nn.Parameter(w) for name, w in start.items()}
-    return Learner(model, [_adamw(rest, task.lr), make(points.values(), rate)], lambda: points)
+    return Learner(model, [adamw(rest, task.lr), make(points.values(), rate)], lambda: points)
+
+
+def gated(task: Task, rate: float, layer: Callable[[int, int], nn.Module]) -> Learner:
+    """A gated recurrence of torch of the same width in the place of the unitary one, all of it at one rate."""
+    model = task.model()
+    model.layer = layer(model.layer.input_size, model.layer.hidden_size)
+    return Learner(model, [adamw(model.parameters(), rate)])
 
 
 def parametrized(task: Task, rate: float) -> Learner:
@@ -128,7 +161,7 @@ def parametrized(task: Task, rate: float) -> Learner:
     held = {name: _parametrized(w) for name, w in start.items()}
     skew = [p for module in held.values() for p in module.parameters()]
     return Learner(
-        model, [_adamw(rest, task.lr), _adamw(skew, rate)], lambda: {name: m.weight for name, m in held.items()}
+        model, [adamw(rest, task.lr), adamw(skew, rate)], lambda: {name: m.weight for name, m in held.items()}
     )
 
 
@@ -145,7 +178,7 @@ def geoopt(task: Task, rate: float) -> Learner:
         name: ManifoldParameter(w.mT.contiguous() if is_wide[name] else w, manifold=EuclideanStiefel())
         for name, w in start.items()
     }
-    optimizers = [_adamw(rest, task.lr), RiemannianAdam(points.values(), lr=rate)]
+    optimizers = [adamw(rest, task.lr), RiemannianAdam(points.values(), lr=rate)]
 
     def lent() -> Weights:
         plain = {name: point.as_subclass(Tensor) for name, point in points.items()}
@@ -163,7 +196,7 @@ def pogo(task: Task, rate: float) -> Learner:
     is_tall = {name: w.size(-2) > w.size(-1) for name, w in start.items()}  # which POGO does not take
     start = {name: w.mT.contiguous() if is_tall[name] else w for name, w in start.items()}
     points = {name: nn.Parameter(w.reshape(-1, *w.shape[-2:])) for name, w in start.items()}
-    optimizers = [_adamw(rest, task.lr), POGO(list(points.values()), VectorAdam(), lr=rate)]
+    optimizers = [adamw(rest, task.lr), POGO(list(points.values()), VectorAdam(), lr=rate)]
 
     def lent() -> Weights:
         shaped = {name: point.view(start[name].shape) for name, point in points.items()}
@@ -176,35 +209,7 @@ def muon(task: Task, rate: float) -> Learner:
     """Manifold Muon of full rank: the spectral direction without sampling, the slow twin of ours."""
     model, start, rest = _split(task)
     points = {name: nn.Parameter(w) for name, w in start.items()}
-    return Learner(model, [_adamw(rest, task.lr), Muon(points.values(), rate)], lambda: points)
-
-
-class Muon(Optimizer):
-    """`M <- mu M + G`, `W <- W exp(-lr msign(skew(W^T M)))`, with dense matrices; lr is the angle of all planes."""
-
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                m = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                m.mul_(group["momentum"]).add_(p.grad)
-                w, m = (p.mT, m.mT) if p.size(-2) > p.size(-1) else (p, m)  # the larger side turns
-                s = w.mT @ m
-                u, _, vh = torch.linalg.svd(s - s.mT)
-                j = u @ vh
-                turned = w @ torch.linalg.matrix_exp(group["lr"] / 2 * (j.mT - j))
-                p.copy_(turned.mT if w is not p else turned)
-
-
-def _adamw(params: Iterable[Tensor], lr: float) -> AdamW:
-    return AdamW(params, lr=lr, weight_decay=0.0)
-
-
-def _nesterov(params: Iterable[Tensor], lr: float) -> SGD:
-    return SGD(params, lr=lr, momentum=0.9, nesterov=True)
+    return Learner(model, [adamw(rest, task.lr), Muon(points.values(), rate)], lambda: points)
 
 
 def _split(task: Task) -> tuple[nn.Module, Weights, list[nn.Parameter]]:
@@ -223,18 +228,26 @@ def _parametrized(start: Tensor) -> nn.Module:
 
 CONTENDERS = {
     "unconstrained": Contender(unconstrained, (3e-4, 1e-3, 3e-3), (3e-4, 1e-3, 3e-3)),
-    "nesterov": Contender(partial(unconstrained, make=_nesterov), (0.01, 0.03, 0.1), (0.003, 0.01, 0.03)),
+    "nesterov": Contender(partial(unconstrained, make=nesterov), (0.01, 0.03, 0.1), (0.003, 0.01, 0.03)),
     "frozen": Contender(frozen),
     "parametrizations": Contender(parametrized, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
     "geoopt": Contender(geoopt, (0.03, 0.1, 0.3, 1.0, 3.0), (0.003, 0.01, 0.03, 0.1, 0.3), "geoopt"),
     "pogo": Contender(pogo, (0.03, 0.1, 0.3, 1.0, 3.0), (0.003, 0.01, 0.03, 0.1, 0.3), "pogo"),
     "muon": Contender(muon, (0.003, 0.01, 0.03, 0.1, 0.3), (3e-4, 0.001, 0.003, 0.01, 0.03)),
     "paper": Contender(paper, (0.01, 0.1, 1.0, 10.0, 100.0), (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)),
+    "lstm": Contender(partial(gated, layer=nn.LSTM), (), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
+    "gru": Contender(partial(gated, layer=nn.GRU), (), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
     "ours": Contender(ours),
     "ours-third": Contender(partial(ours), (1 / 3,), (1 / 3,)),
     "ours-thrice": Contender(partial(ours), (3.0,), (3.0,)),
+    "factored": Contender(factored),
+    "identity": Contender(partial(started, filler=identity_)),
+    "cayley": Contender(partial(started, filler=cayley_), ()),
+    "timescales": Contender(partial(started, filler=timescales_), ()),
 }
-PEERS = ("parametrizations", "geoopt", "pogo")
+PEERS = ("parametrizations", "geoopt", "pogo")  # that keep weights on the manifold
+GATED = ("lstm", "gru")
+STARTS = ("identity", "cayley", "timescales")
 
 
 def available() -> list[str]:

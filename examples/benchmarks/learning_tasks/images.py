@@ -25,11 +25,13 @@ CHANNELS = 64
 
 
 class Embedding(nn.Module):
-    """A fixed map with orthonormal rows, drawn at random."""
+    """A fixed map with orthonormal rows or columns, drawn at random."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.linalg.qr(torch.randn(in_features, out_features)).Q.mT.contiguous())
+        larger, smaller = sorted((in_features, out_features), reverse=True)
+        q = torch.linalg.qr(torch.randn(larger, smaller)).Q
+        self.register_buffer("weight", (q if out_features > in_features else q.mT).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
@@ -45,6 +47,13 @@ def fashion(root: Path) -> Split:
     """Fashion-MNIST, normalised and flat."""
     found = load_images("fashion", root)
     train, test = (((x.flatten(1) / 255 - 0.286) / 0.353, y) for x, y in (found["train"], found["test"]))
+    return train, test
+
+
+def digits() -> Split:
+    """scikit-learn's digits, normalised and flat."""
+    found = load_digits()
+    train, test = (((x.flatten(1) / 16 - 0.305) / 0.376, y) for x, y in (found["train"], found["test"]))
     return train, test
 
 
@@ -64,8 +73,17 @@ def deep(_root: Path, steps: int = 400) -> Task:
     def model() -> nn.Module:
         return nn.Sequential(*hidden(64, 16), nn.Linear(64, 10))
 
-    found = load_digits()
-    train, test = (((x.flatten(1) / 16 - 0.305) / 0.376, y) for x, y in (found["train"], found["test"]))
+    train, test = digits()
+    return Task(model=model, batch=drawn(*train, 128), test=accuracy(*test), steps=steps)
+
+
+def wide(root: Path, steps: int, width: int, is_small: bool) -> Task:
+    """Fashion-MNIST, or for a trial scikit-learn's digits, by one hidden weight; not in the list of tasks."""
+
+    def model() -> nn.Module:
+        return nn.Sequential(Embedding(train[0].size(1), width), *hidden(width, 1), nn.Linear(width, 10))
+
+    train, test = digits() if is_small else fashion(root)
     return Task(model=model, batch=drawn(*train, 128), test=accuracy(*test), steps=steps)
 
 

@@ -33,6 +33,7 @@ class Reader(nn.Module):
 
     def forward(self, x: Tensor | PackedSequence) -> Tensor:
         states, last = self.layer(x)
+        last = last[0] if isinstance(last, tuple) else last  # of an LSTM the state that it shows
         return self.head(states if self.every_step else last[0])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from . import METRICS
-from .contenders import CONTENDERS, PEERS
+from .contenders import CONTENDERS, GATED, PEERS
 from .results import Row, Standing, standings
 
 OWN = ("ours", "ours-third", "ours-thrice")
@@ -28,10 +28,35 @@ def report(rows: list[Row]) -> str:
         *_table(found, lambda task, name: f"{found[task][name].seconds:.3g}"),
         "",
         f"The default rule: its loss over that of others, at most {GRID:g} of the best of its own lengths (or the same "
-        f"accuracy within {POINTS:g} point), at most {LEVEL:g} of the best peer, in no more seconds, below frozen.",
+        f"accuracy within {POINTS:g} point), at most {LEVEL:g} of the best peer, in no more seconds, below frozen; "
+        "its accuracy at least that of the gated recurrences.",
         *_verdicts(found),
     ]
     return "\n".join(parts)
+
+
+def report_seconds(rows: list[Row], timed: list[Row]) -> str:
+    """The table of runs of equal seconds.
+
+    Args:
+        rows: of equal steps, the default rule among them.
+        timed: of its peers, for as many steps as they take in its time.
+    """
+    found, at_once = standings(rows), standings(timed)
+    names = [name for name in PEERS if any(name in of_task for of_task in at_once.values())]
+    steps = {(row.task, row.contender): row.steps for row in (*rows, *timed)}
+    lines = ["Equal seconds: loss (steps), and that of the default rule over the best of the others."]
+    lines += [
+        f"| task | seeds | ours | {' | '.join(names)} | over the best |",
+        "|---|---|---|" + "---|" * (len(names) + 1),
+    ]
+    for task, peers in at_once.items():
+        all_of = {"ours": found[task]["ours"], **peers}
+        cells = [f"{all_of[n].loss:.3g} ({steps[task, n]})" if n in all_of else "" for n in ("ours", *names)]
+        ratio = found[task]["ours"].loss / min(one.loss for one in peers.values())
+        seeds = min(one.seeds for one in all_of.values())
+        lines.append(f"| {task} | {seeds} | {' | '.join(cells)} | {ratio:.3f} |")
+    return "\n".join(lines)
 
 
 def _table(
@@ -80,5 +105,6 @@ def _verdict(task: str, found: dict[str, Standing]) -> str:
     beside = {name: ours.loss / found[name].loss if name in found else None for name in ("frozen", "muon")}
     if beside["frozen"] is not None and beside["frozen"] >= 1:
         misses.append("frozen")
+    misses += [name for name in GATED if name in found and ours.metric < found[name].metric]
     shown += ["" if ratio is None else f"{ratio:.3f}" for ratio in beside.values()]
     return f"| {task} | {ours.loss / own.loss:.3f} | {' | '.join(shown)} | {', '.join(misses) or 'none'} |"

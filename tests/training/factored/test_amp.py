@@ -13,8 +13,8 @@ N, STEPS = 8, 4
 EPS = torch.finfo(torch.float32).eps
 LAYERS = {
     "linear": lambda: UnitaryLinear(N, N, gradient="factored", update=UpdateRule(lr=0.1)),
-    "preconditioned": lambda: UnitaryLinear(
-        N, N, gradient="factored", update=UpdateRule(lr=0.01, rank=2, precondition=True, direction="gradient")
+    "gradient": lambda: UnitaryLinear(
+        N, N, gradient="factored", update=UpdateRule(lr=0.01, rank=2, direction="gradient")
     ),
     "rnn": lambda: UnitaryRNN(N, N, nonlinearity="tanh", gradient="factored"),
 }
@@ -131,7 +131,7 @@ def test_a_layer_that_was_replaced_is_told_or_refused():
 
 
 def test_a_disabled_scaler_changes_nothing():
-    layer = LAYERS["preconditioned"]()
+    layer = LAYERS["gradient"]()
     plain = trained(copy.deepcopy(layer), "attach", None)
     disabled = trained(layer, "attach", torch.amp.GradScaler("cpu", enabled=False))
     assert torch.equal(plain.weight, disabled.weight)

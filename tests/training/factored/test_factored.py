@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from closeness import assert_rounding
-from torch import Tensor, nn
+from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from unitary_layers import (
@@ -18,10 +18,8 @@ from unitary_layers import (
     attach,
     projunn_step,
 )
-from unitary_layers.linalg import LowRank
 from unitary_layers.projunn import low_rank
 from unitary_layers.projunn.gradient import DenseGradient, FactoredGradient, ScaledGradient, SummedGradient
-from unitary_layers.projunn.moments import PROBES, Moments, PreconditionedGradient, Probes, limited
 from unitary_layers.projunn.sampling import recompressed
 from unitary_layers.training import drop_gradients, unitary_weights
 
@@ -85,8 +83,7 @@ def assert_same_weights(a, b):
     [
         {},
         {"rank": N // 2, "sampler": "power"},  # of whose gradient backward keeps all
-        {"precondition": True, "rank": 2, "direction": "gradient"},
-        {"rank": 1, "direction": "gradient"},
+        {"rank": 2, "direction": "gradient"},
     ],
     ids=str,
 )
@@ -121,26 +118,19 @@ def test_ordinary_parameters_get_their_gradients(build, shape, dtype):
             assert_rounding(factored.get_parameter(name).grad, parameter.grad, n=100 * N)
 
 
-@pytest.mark.parametrize("precondition", [False, True])
-def test_micro_batches_add_up(precondition):
+def test_micro_batches_add_up():
     """With a rank of the rows of a micro-batch nothing is lost, and what is kept adds up to the dense sum."""
-    dense, factored = twins(
-        CASES["linear"][0], REAL, update=UpdateRule(rank=4, lr=0.1, precondition=precondition, direction="gradient")
-    )
+    rule = UpdateRule(rank=4, lr=0.1, direction="gradient")
+    dense, factored = twins(CASES["linear"][0], REAL, update=rule)
     parts = torch.randn(2, 2, N, dtype=REAL)
     for module in (dense, factored):
         for x in parts:
             loss_of(module, x).backward()
     total = factored.unitary_weight("weight").collected
-    if not precondition:  # with it, the parts before the last were divided by moments that knew less
-        assert_rounding(total.low_rank.matrix(), dense.weight.grad, n=100 * N)
-        for module in (dense, factored):
-            projunn_step(module)
-        assert_same_weights(factored, dense)
-    else:
-        twin = probed(dense.weight.grad, dense.update.streams([(0, 0)], torch.device("cpu"), stream=1))
-        for seen, expected in zip(total.probes, twin, strict=True):
-            assert_rounding(seen, expected, n=100 * N)
+    assert_rounding(total.low_rank.matrix(), dense.weight.grad, n=100 * N)
+    for module in (dense, factored):
+        projunn_step(module)
+    assert_same_weights(factored, dense)
 
 
 def test_a_weight_used_many_times_keeps_thin_factors():
@@ -286,11 +276,11 @@ def test_a_tied_layer_that_leaves_a_matrix_adds_to_the_same_gradient():
         assert_same_weights(pair, pairs[0])
 
 
-def test_momentum_and_samplers_that_need_the_matrix_are_refused():
+def test_rmsprop_and_samplers_that_need_the_matrix_are_refused():
     layer = UnitaryLinear(N, N, gradient="factored")
     loss_of(layer, torch.randn(ROWS, N)).backward()
-    with pytest.raises(ValueError, match=r"factored gradient of .*momentum"):
-        ProjUNN(layer.parameters(), direction="momentum", momentum=0.9).step()
+    with pytest.raises(ValueError, match=r"factored gradient of .*rmsprop"):
+        ProjUNN(layer.parameters(), direction="rmsprop").step()
     for sampler in ("column", "svd"):
         with pytest.raises(ValueError, match="sampler"):
             UnitaryLinear(N, N, gradient="factored", update=UpdateRule(sampler=sampler))
@@ -338,33 +328,6 @@ def test_operators_are_what_their_dense_matrices_are(dtype):
         assert operator.is_finite()
 
 
-def test_a_preconditioned_sample_is_no_longer_than_rmsprop_would_make_it():
-    n, k = 50, 2
-    right = torch.linalg.qr(torch.randn(2, n, k)).Q
-    long, short = LowRank(torch.randn(2, n, k) * n, right), LowRank(torch.randn(2, n, k), right)
-    for sample, limit in ((long, 2 * (n * k) ** 0.5), (LowRank(right, long.left), 2 * (n * k) ** 0.5)):
-        cut = limited(sample).matrix()
-        torch.testing.assert_close(cut.flatten(1).norm(dim=1), torch.full((2,), limit))
-        torch.testing.assert_close(cut / limit, torch.nn.functional.normalize(sample.matrix(), dim=(-2, -1)))
-    assert torch.equal(limited(short).matrix(), short.matrix())
-    assert torch.equal(limited(LowRank(0 * right, right)).left, 0 * right)
-
-
-def probed(g: Tensor, source) -> Probes:
-    before = Moments(*(torch.zeros(size, dtype=g.dtype.to_real()) for size in g.shape))
-    return PreconditionedGradient(DenseGradient(g), before, 0.9, source).probes()
-
-
-def test_moments_are_the_means_of_squares_on_average():
-    g = torch.randn(6, N, dtype=COMPLEX)
-    many = [probed(g, torch.Generator().manual_seed(i)).moments() for i in range(2000)]
-    rows, columns = (torch.stack([m[i] for m in many]).mean(0) for i in (0, 1))
-    tolerance = 4 * (2 / (2000 * PROBES)) ** 0.5  # four standard errors
-    torch.testing.assert_close(rows, g.abs().square().mean(1), rtol=tolerance, atol=0)
-    torch.testing.assert_close(columns, g.abs().square().mean(0), rtol=tolerance, atol=0)
-    assert_rounding(Moments(rows, columns).averaged(Moments(rows, columns), 0.3).rows, rows, n=4)
-
-
 def test_many_equal_parts_are_one_larger_part():
     once, often = (UnitaryLinear(12, 12, dtype=torch.complex64, gradient="factored") for _ in range(2))
     often.load_state_dict(once.state_dict())
@@ -400,16 +363,6 @@ def test_parts_that_overflow_leave_it_to_the_step(nonfinite):
     else:
         layer.projunn_step()
     assert torch.equal(layer.weight, before)
-
-
-def test_a_rule_that_changes_between_backward_and_step_mixes_no_moments():
-    net = nn.Sequential(*(UnitaryLinear(N, N, gradient="factored") for _ in range(2)))
-    net[0].update = UpdateRule(precondition=True, direction="gradient")
-    net(torch.randn(ROWS, N)).square().sum().backward()
-    net[1].update = UpdateRule(precondition=True, direction="gradient")
-    projunn_step(net)
-    assert net[0].weight_row_moments.min() > 0
-    assert net[1].weight_row_moments.abs().max() == 0
 
 
 def test_backward_on_the_meta_device():

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from unitary_layers import ProjUNN, UnitaryLinear, UnitaryRNN, UpdateRule
 from unitary_layers.linalg import nearest_unitary
 from unitary_layers.projunn import DenseGradient, projunn_d, projunn_t
-from unitary_layers.projunn.moments import PROBES
-from unitary_layers.projunn.noise import noise
 from unitary_layers.projunn.sampling import SAMPLERS
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training.triggers.optimizer import DIRECTIONS
@@ -77,31 +75,15 @@ class Slow:
     def __init__(self, layer: UnitaryLinear, direction: str, lr: float) -> None:
         self.layer, self.direction, self.lr, self.count = layer, direction, lr, 0
         self.weight = layer.matrix.detach().clone()
-        self.momentum, self.square = torch.zeros_like(self.weight), torch.zeros_like(self.weight.abs())
-        self.rows = self.columns = torch.zeros_like(self.square[0])
+        self.square = torch.zeros_like(self.weight.abs())
 
     def step(self, g: Tensor) -> None:
-        if self.direction == "momentum":
-            g = self.momentum = 0.9 * self.momentum + g
-        elif self.direction == "rmsprop":
+        if self.direction == "rmsprop":
             self.square = 0.99 * self.square + 0.01 * (g.real**2 + g.imag**2 if g.is_complex() else g**2)
             g = g / (self.square.sqrt() + 1e-8)
-        rule, length = self.layer.update, torch.inf
+        rule = self.layer.update
         streams = rule.streams([(0, self.count)], g.device)
-        if self.direction == "moments":
-            n, source = len(g), rule.streams([(0, self.count)], g.device, stream=1)
-            z = noise(Tensor.normal_, (PROBES, n), g, source).mT
-            u = noise(Tensor.normal_, (rule.rank, n), g, streams).mT
-            if self.count:  # the scales of the rows are those of the step before, and a mean
-                u = u / (0.99 * self.rows + 0.01 * self.rows.mean()).sqrt()[:, None]
-            rows, columns = ((p @ z).abs().square().mean(-1) / n for p in (g, g.mH))
-            self.rows, self.columns = 0.99 * self.rows + 0.01 * rows, 0.99 * self.columns + 0.01 * columns
-            b = torch.linalg.qr((g.mH @ u) / self.columns.sqrt()[:, None]).Q
-            a = g / (torch.outer(self.rows, self.columns) / self.rows.mean()).sqrt() @ b
-            length = 2 * (n * rule.rank) ** 0.5
-        else:
-            a, b = SAMPLERS[rule.sampler](DenseGradient(g), rule.rank, streams, None)
-        a = a * min(1, length / (a @ b.mH).norm())
+        a, b = SAMPLERS[rule.sampler](DenseGradient(g), rule.rank, streams, None)
         self.weight = {"D": projunn_d, "T": projunn_t}[rule.variant](self.weight, -self.lr * a, b)
         self.count += 1
 
@@ -161,6 +143,16 @@ def test_a_resumed_run_continues_bit_for_bit(direction, sampler):
         part.load_state_dict(state)
     run(second, range(5, 10))
     assert equal(whole[0], second[0])
+
+
+def test_a_state_of_a_direction_that_is_gone_is_refused():
+    """Of an older release, which had two more."""
+    optimizer = ProjUNN(UnitaryLinear(3, 3).parameters())
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][0]["direction"] = "momentum"
+    with pytest.raises(ValueError, match=r"expected direction to be one of .*'rmsprop'\), got 'momentum'"):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["direction"] is None
 
 
 def test_schedulers_and_groups_set_both_rates():
@@ -424,6 +416,7 @@ def test_no_name_of_timm_is_taken():
         ({"lr": -1.0}, "lr >= 0 and finite, got -1.0"),
         ({"unitary_lr_scale": -1.0}, "unitary_lr_scale >= 0"),
         ({"direction": "newton"}, r"direction to be one of .*'rmsprop'.*, got 'newton'"),
+        ({"direction": "moments"}, r"direction to be one of .*'rmsprop'.*, got 'moments'"),
         ({"momentum": 1.0}, r"momentum in \[0, 1\), got 1.0"),
         ({"alpha": -0.1}, r"alpha in \[0, 1\)"),
         ({"eps": -1e-8}, "eps >= 0"),

@@ -17,7 +17,7 @@ from ...training.memory import Memory
 from ...training.watch import rounding_tolerance
 from ...training.weight import UnitaryOwner, UnitaryWeight, clear_collected, record_of
 from .inputs import HALF
-from .states import STATE, state_names
+from .states import GONE, STATE, state_names
 
 STATE_VERSION = 2  # of the names, shapes and meaning of what a state dict holds; see Note [Format 1]
 # Note [Format 1]
@@ -136,7 +136,7 @@ def _held(key: str, weight: UnitaryWeight) -> dict[str, Tensor]:
 
 def _states(weight: UnitaryWeight) -> tuple[Tensor | None, ...]:
     """The buffers of :data:`STATE` but the count, in their order; None for those that the rule does not need."""
-    return weight.previous, *(weight.moments or (None, None)), *(weight.memory or [None] * len(Memory._fields))
+    return weight.previous, *(weight.memory or [None] * len(Memory._fields))
 
 
 def _cut_squares(state_dict: dict[str, Any], key: str, weight: UnitaryWeight) -> None:
@@ -149,7 +149,6 @@ def _cut_squares(state_dict: dict[str, Any], key: str, weight: UnitaryWeight) ->
         return
     batch = [slice(None)] * (weight.matrix.ndim - 2)
     used = {"": (slice(m), slice(n)), "_momentum": (slice(m), slice(n)), "_previous": (slice(m),)}
-    used |= {"_row_moments": (slice(m),), "_column_moments": (slice(n),)}
     for state, part in used.items():
         index = (*batch, *part)
         if isinstance(value := state_dict.get(key + state), Tensor) and value.ndim >= len(index):
@@ -188,7 +187,9 @@ def _on_manifold(key: str, loaded: Tensor, weight: UnitaryWeight, assign: bool) 
 
 
 def _complete(state_dict: dict[str, Any], key: str, weight: UnitaryWeight) -> None:
-    """Fills in what a state dict of torch's own layer, or of another sampler, does not have."""
+    """Fills in what a state dict of torch's own layer, or of another sampler, lacks; leaves out what is gone."""
+    for state in GONE:
+        state_dict.pop(f"{key}_{state}", None)
     device = getattr(state_dict.get(key), "device", weight.count.device)
     state_dict.setdefault(f"{key}_count", _or_zeros(weight.count, device))
     for state, buffer in zip(STATE[1:], _states(weight), strict=True):

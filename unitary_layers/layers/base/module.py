@@ -9,7 +9,6 @@ from torch.amp import GradScaler
 from torch.distributed import ProcessGroup
 
 from ...init import INITS
-from ...projunn.moments import Moments
 from ...projunn.rule import SPECTRAL_LENGTH, Fit, UpdateRule
 from ...training.memory import Memory
 from ...training.triggers.strangers import enrol
@@ -128,7 +127,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
             filler = self.init if callable(self.init) else INITS[self.init]
         for weight in self.own_unitary_weights():
             filler(weight.matrix)
-            for buffer in (weight.count, weight.previous, *(weight.moments or ()), *(weight.memory or ())):
+            for buffer in (weight.count, weight.previous, *(weight.memory or ())):
                 if buffer is not None:
                     buffer.zero_()
             if filler in INITS.values():
@@ -147,7 +146,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
 
     def unitary_weight(self, name: str) -> UnitaryWeight:
         """One of the unitary weights that this module itself holds, by its name."""
-        count, previous, rows, columns, *memory = map(self._buffers.get, state_names(name))
+        count, previous, *memory = map(self._buffers.get, state_names(name))
         kept = [buffer for buffer in memory if buffer is not None]
         assert count is not None  # of all states the one that every weight has
         # A replica, or what torch parametrises, has an attribute instead; to look for that takes ten times as long.
@@ -159,7 +158,6 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         return UnitaryWeight(
             *parts,
             list(self._unitary).index(name),
-            None if rows is None or columns is None else Moments(rows, columns),
             Memory(*kept) if kept else None,
             collected if is_collected else None,
             seen,
@@ -186,7 +184,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         return parameters | {f"{name}_{state}": False for name in self._unitary for state in STATE[1:]}
 
     def _register_state(self, name: str, is_pairs: bool) -> None:
-        """The buffers of the rule: the left factor of the last step, the moments of rows and columns, the memory."""
+        """The buffers of the rule: the left factor of the last step, the memory."""
         parameter = getattr(self, name)
         matrices = self._unfolded.get(name, parameter.shape[:-1] if is_pairs else parameter.shape)
         rule = self._update.suited(min(matrices[-2:]), Fit(share=self.rank_share))

@@ -7,7 +7,8 @@ import torch
 from ...projunn.rule import UpdateRule
 from ...training.memory import Memory
 
-STATE = ("count", "previous", "row_moments", "column_moments", *Memory._fields)  # after the name of the weight
+STATE = ("count", "previous", *Memory._fields)  # after the name of the weight
+GONE = ("row_moments", "column_moments")  # what state dicts of older releases have beside these, and nothing needs
 
 
 @lru_cache
@@ -30,6 +31,5 @@ def state_shapes(
     *batch, m, n = matrices
     rank, pair = rule.rank_of(min(m, n)), () if stored.numel() == matrices.numel() else (2,)
     previous = torch.Size((*batch, m, rank, *pair)) if rule.sampler == "power" else None
-    moments = [torch.Size((*batch, side)) if rule.precondition else None for side in (m, n)]
     memory = Memory.shapes(stored, matrices, rank, is_thin=not is_dense)
-    return [previous, *moments, *(memory if rule.momentum else [None] * len(memory))]
+    return [previous, *(memory if rule.momentum else [None] * len(memory))]

@@ -9,10 +9,9 @@ from torch.amp import GradScaler
 from ..weight import UnitaryOwner, UnitaryWeight, unitary_weights
 
 # Note [Unscaled in backward]
-# A GradScaler unscales what it finds in .grad, between backward and step. For a factored gradient that may be too late.
-# A preconditioned one is a quotient, from which the scale has gone, of moments that are averages over many steps, and
-# the scale changes during these. So the layers know their scaler, and backward takes its scale out of the operator
-# before it is sampled; the scaler then only looks for overflows. Of layers that do not know it, it scales the samples.
+# A GradScaler unscales what it finds in .grad, between backward and step. That serves factored gradients too, whose
+# samples are linear in them. Layers that know their scaler take its scale out of the operator before it is sampled, so
+# that the products of sampling are of the size that they have without it; the scaler then only looks for overflows.
 # Until it has come by, all others find the gradient scaled, as they find those of dense layers: what they add to it, as
 # a penalty does, is scaled too, and the sum is then unscaled as a whole.
 

@@ -27,8 +27,7 @@ from .once import once_differentiable
 # Several uses of a weight before a step (time steps of a cell, micro-batches) are sampled one by one with the same
 # random numbers and their factors put side by side; beyond 4 k + 4 columns the sum is cut to that by its singular
 # values. Against sampling the sum of the gradients this makes an error of at most the sum of the parts' own sampling
-# errors; with a rank of at least the rows of each part there is none but rounding. (A preconditioned part has the
-# scales of what was seen up to it, so that there several parts are not one.)
+# errors; with a rank of at least the rows of each part there is none but rounding.
 # It cannot be differentiated twice and says so.
 
 # Note [Kept until the step]
@@ -121,13 +120,13 @@ def add_gradient(weight: UnitaryWeight, gradient: GradientOperator) -> None:
     if weight.scaler is not None and weight.scaler.is_enabled():  # see Note [Unscaled in backward]
         scale = weight.scaler.get_scale()
         if content.is_zero:
-            content.is_unscaled, content.scale = True, 1.0 if rule.precondition else scale
+            content.is_unscaled, content.scale = True, scale
         gradient = gradient.scale(1 / scale) if content.is_unscaled else gradient
     if weight.group is not None or content.kept is not None:  # see Note [Kept until the step]
         kept = gradient if content.kept is None else SummedGradient((content.kept, gradient))
         content.kept = kept if kept.numel < kept.shape.numel() else DenseGradient(kept.dense())
     else:
-        low_rank = _sampled(weight, gradient, content)
+        low_rank = _sampled(weight, gradient)
         if content.low_rank is not None:
             total = side_by_side([content.low_rank, low_rank])
             low_rank = recompressed(total, 4 * rule.rank_of(min(weight.shape)) + 4)
@@ -141,14 +140,11 @@ def as_stored(gradient: GradientOperator, weight: UnitaryWeight) -> Tensor:
     return weight.as_stored(gradient.dense()).to(weight.parameter.dtype)
 
 
-def _sampled(weight: UnitaryWeight, gradient: GradientOperator, content: Content) -> LowRank:
+def _sampled(weight: UnitaryWeight, gradient: GradientOperator) -> LowRank:
     """What backward keeps of a gradient; of the spectral direction see Note [A thin momentum]."""
     if weight.rule.is_spectral:
         return thin_sample(gradient, weight.rule, [weight.key]).low_rank
-    before = weight.previous_factor, weight.moments, content.probes
-    sample = weight.rule.sample(gradient, [weight.key], weight.matrix, *before)
-    content.probes = sample.probes
-    return sample.low_rank
+    return weight.rule.sample(gradient, [weight.key], weight.matrix, weight.previous_factor)
 
 
 def operator_of(weight: UnitaryWeight, delta: Tensor, input: Tensor) -> FactoredGradient:

@@ -23,8 +23,8 @@ from .shared import check_whole
 # optimiser see the same on all of them. The step samples it again, with the same random numbers R, or the same left
 # factor of the step before: from G^H R = V T (V orthonormal) follows (A V^H)^H R = V (G V)^H R = V V^H V T = V T, so
 # that it finds the same V, the same A, and moves the weight as the whole gradient would, but for rounding. Not so in
-# the spectral direction, whose momentum is to keep what was not sampled, with a preconditioner, for the moments of
-# A V^H are not those of G, nor for samplers that do not go by thin products: such gradients are averaged whole.
+# the spectral direction, whose momentum is to keep what was not sampled, nor for samplers that do not go by thin
+# products: such gradients are averaged whole.
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def thin_products_hook(state: ThinProducts, bucket: dist.GradBucket) -> torch.fu
     n x n unitary weight of rank k. Each rank's ``.grad`` is then the same matrix of rank k, whose step is that of the
     mean gradient; see Note [Sampled in the bucket]. All else of DistributedDataParallel is as ever: ``no_sync``, unused
     parameters, ``Join``. It is for rules with ``direction="gradient"``: in the spectral direction whole gradients are
-    averaged, and :func:`share_gradients` is what exchanges thin products, as for factored and preconditioned ones.
-    A direction other than the gradient (of ``ProjUNN``: "rmsprop", "momentum", "moments") would be made of this matrix
-    and be another one than that of the whole gradient: leave the hook out with it.
+    averaged, and :func:`share_gradients` is what exchanges thin products, as for factored ones. The "rmsprop" of
+    ``ProjUNN`` would be made of this matrix and be another one than that of the whole gradient: leave the hook out
+    with it.
 
     Raises:
         ValueError: for a weight that is sharded.
@@ -83,8 +83,7 @@ def _mean(x: Tensor, group: dist.ProcessGroup) -> torch.futures.Future[list[Tens
 def _is_sampled(weight: UnitaryWeight) -> bool:
     """Whether a sample stands for the gradient; see Note [Sampled in the bucket]."""
     rule = weight.rule
-    is_plain = not (rule.is_spectral or rule.precondition)
-    return weight.collected is None and rule.sampler in LINEAR_SAMPLERS and is_plain
+    return weight.collected is None and rule.sampler in LINEAR_SAMPLERS and not rule.is_spectral
 
 
 def _sample(pairs: Sequence[tuple[UnitaryWeight, Tensor]], group: dist.ProcessGroup) -> None:
@@ -97,8 +96,6 @@ def _sample(pairs: Sequence[tuple[UnitaryWeight, Tensor]], group: dist.ProcessGr
         places[weight.name] = stored
     for batch in batches(steps):
         assert isinstance(batch.direction, ReducedGradient)
-        mean = batch.rule.sample(
-            batch.direction, batch.keys, batch.stack(batch.matrices), batch.previous
-        ).low_rank.matrix()
+        mean = batch.rule.sample(batch.direction, batch.keys, batch.stack(batch.matrices), batch.previous).matrix()
         for step, matrix in zip(batch.steps, batch.unstack(mean), strict=True):
             places[step.weight.name].copy_(step.weight.as_stored(matrix))

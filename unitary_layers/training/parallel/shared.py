@@ -28,8 +28,8 @@ def share_gradients(module: nn.Module, group: dist.ProcessGroup | None = None) -
     Until the step a gradient is this rank's own. What looks at ``.grad`` in between differs from rank to rank: clip the
     norm of the other parameters alone, take ``ShardedGradScaler`` in the place of ``GradScaler``, or use that hook.
 
-    Optimisers with an elementwise direction ("rmsprop", "momentum"), and the samplers "column" and "svd", need the
-    gradient as a matrix: then all of it is averaged, as DistributedDataParallel would.
+    The elementwise direction of ``ProjUNN``, "rmsprop", and the samplers "column" and "svd", need the gradient as a
+    matrix: then all of it is averaged, as DistributedDataParallel would.
 
     Args:
         module: any module tree; a copy of it shares nothing.
@@ -56,7 +56,7 @@ def share_gradients(module: nn.Module, group: dist.ProcessGroup | None = None) -
             owner.process_group = group  # type: ignore[assignment]  # torch promises tensors and modules alone
     for weight in unitary_weights(module):
         weight.drop_gradient()
-        state = [weight.count, weight.previous, *(weight.moments or ()), *(weight.memory or ())]
+        state = [weight.count, weight.previous, *(weight.memory or ())]
         for tensor in (weight.parameter.detach(), *(t for t in state if t is not None)):
             dist.broadcast(tensor, dist.get_global_rank(group, 0), group)
         weight.seen.note(weight.parameter)

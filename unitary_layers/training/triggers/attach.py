@@ -60,8 +60,7 @@ def attach(
         module: any module tree; its unitary weights are looked up anew at each step.
         optimizer: any torch optimiser whose step reads ``param_groups``, or a wrapper with it as ``optimizer``.
         scaler: the ``GradScaler`` that scales the losses. Layers with ``gradient="factored"`` then take the scale out
-            before they sample, which those with ``precondition=True`` need. Layers that are added later are to be
-            told by :func:`use_grad_scaler`.
+            before they sample. Layers that are added later are to be told by :func:`use_grad_scaler`.
         lr_scale: the factor of the rules' rates, in the place of the schedule's: a number, or a function of the
             weight's parameter group, asked at each step, as in ``lambda group: group["lr"] / peak``.
 

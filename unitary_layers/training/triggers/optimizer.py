@@ -12,7 +12,6 @@ from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from torch.optim.optimizer import ParamsT
 
 from ...projunn.gradient import DenseGradient, GradientOperator
-from ...projunn.moments import Moments
 from ...projunn.rule import UpdateRule
 from ..batch import Step, step_of
 from ..owners import Lookup
@@ -22,7 +21,7 @@ from .given import check_parameters
 from .host import without_parameters
 from .rates import keep_rates, lr_factor
 
-DIRECTIONS = (None, "spectral", "gradient", "momentum", "rmsprop", "moments")
+DIRECTIONS = (None, "spectral", "gradient", "rmsprop")
 BASES: dict[str, type[Optimizer]] = {"rmsprop": RMSprop, "sgd": SGD, "adamw": AdamW}
 
 
@@ -34,25 +33,16 @@ class ProjUNN(Optimizer):
     of this optimiser's state. In any other direction its learning rate is ``lr * unitary_lr_scale``. Weight decay does
     not reach unitary weights. For how they are told apart see Note [How an optimiser knows a unitary weight].
 
-    ``direction="momentum"``: the buffer averages the gradients of the ambient space, ``m <- momentum m + G``, and the
-    step goes against m. projUNN-T uses of it only the part tangent to the manifold at the present W; projection to
-    the tangent space is a vector transport for a submanifold (Absil, Mahony, Sepulchre, "Optimization Algorithms on
-    Matrix Manifolds", 2008, section 8.1.3), and, being linear, it may as well be applied once to the sum as to each
-    old gradient. projUNN-D maps ``W - lr m_k`` to the nearest unitary matrix, which agrees with that to first order
-    in the step.
-
     Args:
         params: parameters or groups of them; a group may set each of the options below.
         lr: learning rate of the ordinary parameters.
         unitary_lr_scale: in all but the spectral direction, learning rate of the unitary weights as a multiple of
             ``lr``. The paper's recurrent recipe is 1/32, that for images 1/10.
         direction: None for that of each layer's rule, or a short way to set one for all: "spectral"; the gradient
-            ("gradient"), a moving sum of it ("momentum"), or the gradient divided elementwise by the root of a moving
-            average of its ``|g|^2`` ("rmsprop", the paper's recurrent recipe), or by that of its rows and columns
-            ("moments"; see Note [Preconditioning without a matrix]). Of a layer with
-            ``gradient="factored"`` the layer's rule has decided that already, in backward; with ``precondition=True``
-            it has to know the ``GradScaler`` there: call :func:`unitary_layers.use_grad_scaler`.
-        momentum: factor of the old momentum, for ``direction="momentum"``, and of a base that has one.
+            ("gradient"), or the gradient divided elementwise by the root of a moving average of its ``|g|^2``
+            ("rmsprop", the paper's recurrent recipe), which needs it as a matrix. Of a layer with
+            ``gradient="factored"`` the layer's rule has decided that already, in backward.
+        momentum: factor of the old momentum, of a base that has one.
         alpha: factor of the old average of ``|g|^2``, for ``direction="rmsprop"``, and of a base that has one.
         eps: added to the root.
         weight_decay: of the ordinary parameters, in the way of their base.
@@ -61,7 +51,7 @@ class ProjUNN(Optimizer):
 
     Raises:
         TypeError, ValueError: for an option that is not a finite number, or out of range.
-        ValueError: in ``step``, for a factored gradient and ``direction="momentum"``.
+        ValueError: in ``step``, for a factored gradient and ``direction="rmsprop"``.
         RuntimeError: in ``step``, for a gradient of a unitary weight with a NaN or an infinity, as ``projunn_step``
             does, or one whose average overflows; then no parameter and no average has changed.
 
@@ -169,63 +159,42 @@ class ProjUNN(Optimizer):
             gradient = gradient.scale(-1.0)
         if weight.is_factored or direction in (None, "spectral", "gradient"):
             return step_of(weight, gradient, rule, self.state)
-        if direction == "moments":
-            return Step(self._with_moments(weight), gradient, rule)
-        g = gradient.dense()
-        if direction == "momentum":
-            buffer = self._buffer(weight, "momentum_buffer")
-            moving = (buffer * group["momentum"]).add_(g)
-            # As below: one whose products with Gaussian numbers may overflow would stop the weight for good.
-            moving.add_(moving.abs().amax() * (16 * max(moving.shape[-2:])), alpha=0)
-            return Step(weight, DenseGradient(moving), rule, [(buffer, moving)])
-        buffer = self._buffer(weight, "square_avg", real=True)
+        g, buffer = gradient.dense(), self._squares(weight)
         modulus = g.abs()  # |g|^2 and not g * g, which for complex g is not even real
         square = (buffer * group["alpha"]).addcmul_(modulus, modulus, value=1 - group["alpha"])
         # 0 * infinity is NaN: an average that has overflowed is refused, for it would stop the weight for good.
         root = square.sqrt().add_(group["eps"]).add_(square, alpha=0)
         return Step(weight, DenseGradient(g / root), rule, [(buffer, square)])
 
-    def _with_moments(self, weight: UnitaryWeight) -> UnitaryWeight:
-        """The weight with moments of this optimiser, which the step then updates."""
+    def _squares(self, weight: UnitaryWeight) -> Tensor:
+        """The moving average ``(..., m, n)`` of ``|g|^2``, zero at first."""
         state = self.state[weight.parameter]
-        *batch, m, n = weight.matrix.shape
-        for name, side in zip(Moments._fields, (m, n), strict=True):
-            if f"{name}_moments" not in state:
-                state[f"{name}_moments"] = weight.matrix.real.new_zeros(*batch, side)
-        return replace(weight, moments=Moments(*(state[f"{name}_moments"] for name in Moments._fields)))
-
-    def _buffer(self, weight: UnitaryWeight, name: str, *, real: bool = False) -> Tensor:
-        """A moving average ``(..., m, n)``, zero at first; a complex one is stored as pairs, as the weight is."""
-        state = self.state[weight.parameter]
-        if name not in state:
-            like = weight.matrix.real if real else weight.parameter
-            state[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
-        return state[name] if real else weight.as_matrix(state[name])
+        if "square_avg" not in state:
+            state["square_avg"] = torch.zeros_like(weight.matrix.real, memory_format=torch.contiguous_format)
+        return state["square_avg"]
 
 
 def _rule(weight: UnitaryWeight, group: dict[str, Any]) -> UpdateRule:
-    """The layer's rule in the group's direction and at its rate; with a direction made here, its own preconditioner."""
+    """The layer's rule in the group's direction and at its rate."""
     declared, direction, n = weight.declared, None if weight.is_factored else group["direction"], min(weight.shape)
     if weight.previous is not None:  # which has that many columns, while "auto" is another rank in another direction
         declared = replace(declared, rank=weight.rule.rank_of(n))
     if direction == "spectral" or (direction is None and declared.is_spectral):
         if not declared.is_spectral:
-            declared = replace(declared, direction="spectral", precondition=False, lr=None)
+            declared = replace(declared, direction="spectral", lr=None)
         rule = declared.suited(n, weight.fit)
         return rule.with_lr(rule.rate * lr_factor(group))
     rate = float(group["lr"]) * group["unitary_lr_scale"]
     if direction is None:
         return declared.with_lr(rate)
-    rule = replace(declared, direction="gradient", momentum=None, lr=rate)
-    own = {} if direction == "gradient" else {"precondition": direction == "moments", "alpha": group["alpha"]}
-    return replace(rule, **own)
+    return replace(declared, direction="gradient", momentum=None, lr=rate)
 
 
 def _check_factored(weight: UnitaryWeight, group: dict[str, Any]) -> None:
-    if group["direction"] == "momentum" and weight.is_factored:
+    if group["direction"] == "rmsprop" and weight.is_factored:
         raise ValueError(
-            f'expected a direction without a matrix for the factored gradient of {weight.name!r}, got "momentum"; '
-            'take gradient="dense", or UpdateRule(sampler="power"), which carries the last step on'
+            f'expected a direction without a matrix for the factored gradient of {weight.name!r}, got "rmsprop"; take '
+            'gradient="dense", or the direction of its rule'
         )
 
 
