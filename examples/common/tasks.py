@@ -184,20 +184,24 @@ class AddingProblem(Task):
 class PixelSequence(Task):
     """Classify an image from its pixels, one per time step, in reading order or in one fixed random order.
 
-    Grey values are scaled to [0, 1]. Each epoch visits the training images in an order drawn from `(seed, epoch)` and
-    drops the last, incomplete batch. The loss is the cross entropy (nats); the baseline is a guess among the classes.
+    Grey values are scaled to [0, `gain`]. Each epoch visits the training images in an order drawn from `(seed, epoch)`
+    and drops the last, incomplete batch. The loss is the cross entropy (nats); the baseline is a guess among the
+    classes.
     """
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     permute: bool = False
     largest: int = 255
+    gain: float = 1.0
     name: str = "images"
     baseline_name = "guessing"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         images, labels = self.train
+        if not 0 < self.gain < math.inf:
+            raise ValueError(f"gain must be positive and finite, got {self.gain}")
         if self.batch_size > len(images):
             raise ValueError(f"batch_size must be at most the {len(images)} training images, got {self.batch_size}")
         self.output_size = int(labels.max()) + 1
@@ -224,7 +228,7 @@ class PixelSequence(Task):
 
     def _select(self, data: tuple[Tensor, Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = data
-        return rearrange(images[index] / self.largest, "b t -> t b 1"), labels[index]
+        return rearrange(images[index] * (self.gain / self.largest), "b t -> t b 1"), labels[index]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         epoch, place = divmod(step, self.eval_every)

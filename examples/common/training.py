@@ -46,6 +46,7 @@ def build_model(args: argparse.Namespace, task: Task) -> SequenceModel:
         update=update_options(args),
         gradient=args.gradient,
         forget_bias=args.forget_bias,
+        readout_width=args.readout_width,
     )
     if args.frozen:
         model.freeze_recurrence_()
