@@ -144,9 +144,14 @@ class AddingProblem(Task):
     The first channel is uniform in [0, 1), the second is 1 at one place of each half and 0 elsewhere; the target is the
     sum of the two marked numbers. The loss is the mean squared error; always answering 1 gives 1/6 = 0.167.
     The accuracy counts errors below 0.04 (Hochreiter and Schmidhuber 1997, section 5.4).
+
+    Attributes:
+        length: time steps.
+        centre: what is taken off the numbers before they are read. The target stays the sum of the numbers themselves.
     """
 
     length: int = 200
+    centre: float = 0.0
     input_size = 2
     baseline_name = "always answering 1"
 
@@ -154,6 +159,8 @@ class AddingProblem(Task):
         super().__post_init__()
         if self.length < 2:
             raise ValueError(f"length must be at least 2 (one marker in each half), got {self.length}")
+        if not math.isfinite(self.centre):
+            raise ValueError(f"centre must be finite, got {self.centre}")
 
     @property
     def title(self) -> str:
@@ -169,7 +176,7 @@ class AddingProblem(Task):
         first = torch.randint(half, (1, self.batch_size), generator=generator)
         second = torch.randint(half, self.length, (1, self.batch_size), generator=generator)
         places = torch.cat((first, second))
-        inputs = torch.stack((values, torch.zeros_like(values).scatter_(0, places, 1.0)), -1)
+        inputs = torch.stack((values - self.centre, torch.zeros_like(values).scatter_(0, places, 1.0)), -1)
         targets = values.gather(0, places).sum(0, keepdim=True).T
         return inputs.to(self.device), targets.to(self.device)
 

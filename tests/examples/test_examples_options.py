@@ -161,3 +161,16 @@ def test_directions_are_those_of_a_unitary_weight(tmp_path: Path, monkeypatch: p
         with pytest.raises(ValueError, match=f"expected --model unitary, .* got '{kind}'"):
             directions.main(["--tasks", "digits", "--model", kind, "--threads", "1", "--out", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", ["unitary", "rnn"])
+def test_base_is_the_rule_of_the_other_weights(kind: str, tmp_path: Path) -> None:
+    moved = {}
+    for base in ("rmsprop", "adamw"):
+        options = [*TINY, "--length", "5", "--model", kind, "--base", base, "--out", str(tmp_path / base)]
+        trainer = Trainer(*adding_problem.setup(options))
+        before = trainer.model.readout.weight.detach().clone()
+        trainer.train_step()
+        moved[base] = float((trainer.model.readout.weight.detach() - before).abs().max())
+    assert moved["adamw"] == pytest.approx(3e-3, rel=1e-3)  # RMSprop's first step is ten times as long
+    assert moved["rmsprop"] == pytest.approx(3e-2, rel=1e-3)

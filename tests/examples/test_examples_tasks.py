@@ -200,3 +200,11 @@ def test_gain_is_the_largest_grey_value() -> None:
     for bad in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="gain must be positive and finite, got"):
             pixels(gain=bad)
+
+
+def test_numbers_to_add_are_centred_and_their_sum_is_not() -> None:
+    (plain, total), (centred, same) = (AddingProblem(length=9, batch_size=5, centre=c).batch(2) for c in (0.0, 0.5))
+    torch.testing.assert_close(centred, plain - torch.tensor([0.5, 0.0]))
+    assert torch.equal(total, same)
+    with pytest.raises(ValueError, match="centre must be finite, got nan"):
+        AddingProblem(length=9, batch_size=5, centre=math.nan)
