@@ -16,7 +16,7 @@ Henaff's rotations or with a rate of 1e-2. Factored gradients have no norm to cl
 
 import argparse
 
-from common.options import parser, prepare
+from common.options import number, parser, prepare
 from common.tasks import AddingProblem
 from common.training import train
 
@@ -25,10 +25,12 @@ def setup(argv: list[str] | None = None) -> tuple[argparse.Namespace, AddingProb
     """Options of one run and its task."""
     options = parser("adding_problem", "Add the two marked numbers of a sequence.", width=170, steps=6000, clip=1.0)
     options.add_argument("--length", type=int, default=200, help="time steps")
+    options.add_argument("--centre", type=number, default=0.0, help="taken off the numbers before they are read")
     if options.parse_args(argv).gradient == "factored":
         options.set_defaults(clip=None)
     args = prepare(options.parse_args(argv))
-    return args, AddingProblem(length=args.length, batch_size=args.batch_size, seed=args.seed, device=args.device)
+    of_run = {"batch_size": args.batch_size, "seed": args.seed, "device": args.device}
+    return args, AddingProblem(length=args.length, centre=args.centre, **of_run)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 from common.images import IMAGE_SETS, load_images
-from common.options import parser, prepare
+from common.options import number, parser, prepare
 from common.tasks import PixelSequence
 from common.training import train
 
@@ -27,11 +27,13 @@ def setup(argv: list[str] | None = None) -> tuple[argparse.Namespace, PixelSeque
     options = parser("pixel_sequence", "Classify images from one pixel a step.", width=170, steps=None)
     options.add_argument("--images", choices=IMAGE_SETS, default="mnist")
     options.add_argument("--permute", action="store_true", help="in one fixed random order of the pixels")
+    options.add_argument("--gain", type=number, default=1.0, help="largest grey value of the input")
     options.add_argument("--epochs", type=int, default=100, help="passes over the training images, where no --steps")
     options.add_argument("--data", type=Path, default=Path("data"), help="where MNIST and FashionMNIST are kept")
     args = prepare(options.parse_args(argv))
     source = load_images(args.images, args.data)
-    task = PixelSequence(permute=args.permute, batch_size=args.batch_size, seed=args.seed, device=args.device, **source)
+    of_run = {"batch_size": args.batch_size, "seed": args.seed, "device": args.device}
+    task = PixelSequence(permute=args.permute, gain=args.gain, **of_run, **source)
     if args.steps is None:
         args.steps = args.epochs * task.eval_every
     return args, task

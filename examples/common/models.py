@@ -1,4 +1,4 @@
-"""One recurrent layer and a linear read-out: the model that all sequence examples train."""
+"""One recurrent layer and a read-out: the model that all sequence examples train."""
 
 from __future__ import annotations
 
@@ -55,8 +55,15 @@ def recurrent_layer(
     return open_forget_gates_(nn.LSTM(input_size, hidden_size), forget_bias)
 
 
+def make_readout(hidden_size: int, output_size: int, between: int | None) -> nn.Module:
+    """A linear map, or two of them with a layer of `between` rectified units."""
+    if between is None:
+        return nn.Linear(hidden_size, output_size)
+    return nn.Sequential(nn.Linear(hidden_size, between), nn.ReLU(), nn.Linear(between, output_size))
+
+
 class SequenceModel(nn.Module):
-    """Recurrent layer of one kind with a linear read-out, after every time step or after the last.
+    """Recurrent layer of one kind with a read-out, linear by default, after every time step or after the last.
 
     Args:
         kind: "unitary" (`UnitaryRNN`), "rnn" (`nn.RNN`) or "lstm" (`nn.LSTM`).
@@ -69,6 +76,7 @@ class SequenceModel(nn.Module):
         forget_bias: forget-gate bias of "lstm".
         relu_readout: read out the ReLU of the states.
         quantised: `weight_bits` and `weight_scale` of "unitary".
+        readout_width: rectified units between the states and the outputs; None for a linear read-out.
     """
 
     def __init__(
@@ -86,6 +94,7 @@ class SequenceModel(nn.Module):
         forget_bias: float = 1.0,
         relu_readout: bool = False,
         quantised: dict[str, object] | None = None,
+        readout_width: int | None = None,
     ) -> None:
         super().__init__()
         self.kind = kind
@@ -102,7 +111,7 @@ class SequenceModel(nn.Module):
             forget_bias=forget_bias,
             quantised=quantised or {},
         )
-        self.readout = nn.Linear(hidden_size, output_size)
+        self.readout = make_readout(hidden_size, output_size, readout_width)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`(time, batch, input_size)` -> `(time, batch, output_size)` if `every_step`, else `(batch, output_size)`."""

@@ -39,9 +39,10 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
     add("--relu-readout", action="store_true", help="read out the ReLU of the states, as of a linear recurrence")
     add("--init", default="henaff", help="start of the unitary weight: haar, identity, henaff, cayley")
     add("--forget-bias", type=float, default=1.0, help="forget-gate bias of lstm")
+    add("--readout-width", type=int, help="rectified units between the states and the outputs; if not given none")
     add_direction(options)
     add("--unitary-lr", type=number, help="spectral: length of a unitary step in radians; the layer's own if not given")
-    add("--rank", type=int, help="rank k of projUNN's update; if not given 1 with rmsprop, else n / 16, from 8 to 64")
+    add("--rank", type=int, help="rank k of projUNN's update; if not given 1 with rmsprop, else n / 4, from 8 to 32")
     add("--frozen", action="store_true", help="leave the unitary weight where it starts")
     add("--variant", choices=("D", "T"), default="T", help="projUNN's update: direct (D) or tangent (T)")
     add("--sampler", default="lsi", help="low-rank sampler: lsi, column, power, svd")
@@ -50,7 +51,8 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
         "--bits", type=int, help="the forward pass rounds the unitary weight to so many bits, 2 to 8; none if not given"
     )
     add("--scale", choices=("row", "mse", "max"), default="row", help="of the rounded weight")
-    add("--lr", type=number, default=3e-3, help="learning rate of RMSprop")
+    add("--base", choices=("rmsprop", "adamw"), default="rmsprop", help="rule of all other weights")
+    add("--lr", type=number, default=3e-3, help="learning rate of all other weights")
     add("--unitary-lr-scale", type=number, help="rmsprop: learning rate of the unitary weights over lr; 1/32")
     add("--schedule", choices=("constant", "cosine"), default="constant", help="learning rate over the run")
     add("--clip", type=number_or_none, default=None, help="largest norm of the gradient; none for any")
@@ -97,7 +99,7 @@ def settle_update(args: argparse.Namespace) -> None:
 
 def prepare(args: argparse.Namespace) -> argparse.Namespace:
     """Check the options and apply those that concern the whole process; call before a task or model is built."""
-    for name in ("width", "rank", "batch_size", "steps", "epochs", "log_every", "threads"):
+    for name in ("width", "readout_width", "rank", "batch_size", "steps", "epochs", "log_every", "threads"):
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")

@@ -144,9 +144,14 @@ class AddingProblem(Task):
     The first channel is uniform in [0, 1), the second is 1 at one place of each half and 0 elsewhere; the target is the
     sum of the two marked numbers. The loss is the mean squared error; always answering 1 gives 1/6 = 0.167.
     The accuracy counts errors below 0.04 (Hochreiter and Schmidhuber 1997, section 5.4).
+
+    Attributes:
+        length: time steps.
+        centre: what is taken off the numbers before they are read. The target stays the sum of the numbers themselves.
     """
 
     length: int = 200
+    centre: float = 0.0
     input_size = 2
     baseline_name = "always answering 1"
 
@@ -154,6 +159,8 @@ class AddingProblem(Task):
         super().__post_init__()
         if self.length < 2:
             raise ValueError(f"length must be at least 2 (one marker in each half), got {self.length}")
+        if not math.isfinite(self.centre):
+            raise ValueError(f"centre must be finite, got {self.centre}")
 
     @property
     def title(self) -> str:
@@ -169,7 +176,7 @@ class AddingProblem(Task):
         first = torch.randint(half, (1, self.batch_size), generator=generator)
         second = torch.randint(half, self.length, (1, self.batch_size), generator=generator)
         places = torch.cat((first, second))
-        inputs = torch.stack((values, torch.zeros_like(values).scatter_(0, places, 1.0)), -1)
+        inputs = torch.stack((values - self.centre, torch.zeros_like(values).scatter_(0, places, 1.0)), -1)
         targets = values.gather(0, places).sum(0, keepdim=True).T
         return inputs.to(self.device), targets.to(self.device)
 
@@ -184,20 +191,24 @@ class AddingProblem(Task):
 class PixelSequence(Task):
     """Classify an image from its pixels, one per time step, in reading order or in one fixed random order.
 
-    Grey values are scaled to [0, 1]. Each epoch visits the training images in an order drawn from `(seed, epoch)` and
-    drops the last, incomplete batch. The loss is the cross entropy (nats); the baseline is a guess among the classes.
+    Grey values are scaled to [0, `gain`]. Each epoch visits the training images in an order drawn from `(seed, epoch)`
+    and drops the last, incomplete batch. The loss is the cross entropy (nats); the baseline is a guess among the
+    classes.
     """
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     permute: bool = False
     largest: int = 255
+    gain: float = 1.0
     name: str = "images"
     baseline_name = "guessing"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         images, labels = self.train
+        if not 0 < self.gain < math.inf:
+            raise ValueError(f"gain must be positive and finite, got {self.gain}")
         if self.batch_size > len(images):
             raise ValueError(f"batch_size must be at most the {len(images)} training images, got {self.batch_size}")
         self.output_size = int(labels.max()) + 1
@@ -224,7 +235,7 @@ class PixelSequence(Task):
 
     def _select(self, data: tuple[Tensor, Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = data
-        return rearrange(images[index] / self.largest, "b t -> t b 1"), labels[index]
+        return rearrange(images[index] * (self.gain / self.largest), "b t -> t b 1"), labels[index]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         epoch, place = divmod(step, self.eval_every)

@@ -47,6 +47,7 @@ def build_model(args: argparse.Namespace, task: Task) -> SequenceModel:
         forget_bias=args.forget_bias,
         relu_readout=args.relu_readout,
         quantised={"weight_bits": args.bits, "weight_scale": args.scale},
+        readout_width=args.readout_width,
     )
     if args.frozen:
         model.freeze_recurrence_()
@@ -54,15 +55,17 @@ def build_model(args: argparse.Namespace, task: Task) -> SequenceModel:
 
 
 def build_optimizer(args: argparse.Namespace, model: SequenceModel) -> torch.optim.Optimizer:
-    """RMSprop for every model; its unitary weights by the rule of the layer, or, as the paper does, by projUNN on the
-    same divided gradient.
+    """RMSprop or AdamW for every model; its unitary weights by the rule of the layer, or, as the paper does, by projUNN
+    on the same divided gradient.
     """
     if model.kind != "unitary":
-        return torch.optim.RMSprop(model.parameters(), lr=args.lr)
+        base = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}[args.base]
+        return base(model.parameters(), lr=args.lr, weight_decay=0.0)
     from unitary_layers import ProjUNN  # here, so that the baselines need torch alone
 
     paper = {"direction": "rmsprop", "unitary_lr_scale": args.unitary_lr_scale}
-    return ProjUNN(model.parameters(), lr=args.lr, **(paper if args.direction == "rmsprop" else {}))
+    options = paper if args.direction == "rmsprop" else {}
+    return ProjUNN(model.parameters(), lr=args.lr, base=args.base, **options)
 
 
 class Trainer(ResumableRun):

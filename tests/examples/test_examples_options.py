@@ -152,3 +152,16 @@ def test_a_folder_without_cases_is_not_drawn(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="new: expected the rows of a case or more, got none"):
         drift.main(["--cases", "--out", str(out)])
     assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", ["unitary", "rnn"])
+def test_base_is_the_rule_of_the_other_weights(kind: str, tmp_path: Path) -> None:
+    moved = {}
+    for base in ("rmsprop", "adamw"):
+        options = [*TINY, "--length", "5", "--model", kind, "--base", base, "--out", str(tmp_path / base)]
+        trainer = Trainer(*adding_problem.setup(options))
+        before = trainer.model.readout.weight.detach().clone()
+        trainer.train_step()
+        moved[base] = float((trainer.model.readout.weight.detach() - before).abs().max())
+    assert moved["adamw"] == pytest.approx(3e-3, rel=1e-3)  # RMSprop's first step is ten times as long
+    assert moved["rmsprop"] == pytest.approx(3e-2, rel=1e-3)

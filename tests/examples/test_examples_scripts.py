@@ -55,6 +55,7 @@ BAD_OPTIONS = [
     ("--log-every 0", "--log-every must be at least 1"),
     ("--threads 0", "--threads must be at least 1"),
     ("--batch-size 0", "--batch-size must be at least 1"),
+    ("--readout-width 0", "--readout-width must be at least 1"),
     ("--rank 0", "--rank must be at least 1"),
     ("--clip 0", "--clip must be positive"),
     ("--clip 1 --gradient factored", "--clip needs the gradient as a matrix"),
@@ -111,6 +112,16 @@ def test_read_out_after_the_last_step_is_that_of_the_last_step() -> None:
     model.every_step = False
     assert everywhere.shape == (5, 6, 4)
     assert torch.equal(model(inputs), everywhere[-1])
+
+
+def test_read_out_of_two_layers(tmp_path: Path) -> None:
+    args, task = pixel_sequence.setup([*TINY, *SCRIPTS[pixel_sequence], "--readout-width", "5", "--out", str(tmp_path)])
+    model = Trainer(args, task).model
+    first, _, last = model.readout
+    inputs, _ = task.batch(0)
+    _, h_n = model.layer(inputs)
+    assert (first.weight.shape, last.weight.shape) == ((5, 6), (10, 5))
+    assert torch.equal(model(inputs), last(first(h_n[0]).relu()))
 
 
 def test_forget_gates_start_open() -> None:

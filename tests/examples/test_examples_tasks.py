@@ -192,3 +192,19 @@ def test_impossible_tasks_are_refused(match: str) -> None:
 def test_task_is_an_interface() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Task(batch_size=1)
+
+
+def test_gain_is_the_largest_grey_value() -> None:
+    plain, strong = pixels(largest=143), pixels(largest=143, gain=10.0)
+    torch.testing.assert_close(strong.batch(0)[0], 10 * plain.batch(0)[0])
+    for bad in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="gain must be positive and finite, got"):
+            pixels(gain=bad)
+
+
+def test_numbers_to_add_are_centred_and_their_sum_is_not() -> None:
+    (plain, total), (centred, same) = (AddingProblem(length=9, batch_size=5, centre=c).batch(2) for c in (0.0, 0.5))
+    torch.testing.assert_close(centred, plain - torch.tensor([0.5, 0.0]))
+    assert torch.equal(total, same)
+    with pytest.raises(ValueError, match="centre must be finite, got nan"):
+        AddingProblem(length=9, batch_size=5, centre=math.nan)

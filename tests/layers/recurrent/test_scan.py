@@ -5,6 +5,8 @@ import torch
 from closeness import assert_rounding
 from torch import Tensor, nn
 from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from unitary_layers import ModReLU, haar_unitary
 from unitary_layers.layers.recurrent.fused import FUSED, kind_of
@@ -210,3 +212,25 @@ def test_inputs_are_left_as_they_are(nonlinearity):
     assert torch.equal(output, kept)
     assert torch.equal(grad_output, torch.ones_like(output))
     assert torch.equal(grad_h_n, torch.ones_like(h_n))
+
+
+class Dtypes(TorchDispatchMode):
+    """Notes the dtypes of all that torch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.seen |= {t.dtype for t in tree_leaves(result) if isinstance(t, Tensor)}
+        return result
+
+
+@pytest.mark.parametrize("nonlinearity", sorted(FUSED))
+def test_a_step_makes_no_tensor_of_bools(nonlinearity):  # see Note [No comparisons in a loop]
+    activation = make_activation(nonlinearity, torch.float32)
+    leaves = make_leaves([3, 3], torch.float32, activation)
+    with Dtypes() as dtypes:
+        gradients(scan, [3, 3], leaves, activation, False, "both")
+    assert torch.bool not in dtypes.seen
