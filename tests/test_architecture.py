@@ -36,6 +36,7 @@ LEVELS = (
     ("layers.base.module", "layers.base.forward"),
     ("layers.base",),
     ("layers.activation", "layers.linear", "layers.attention"),
+    ("layers.development.products", "layers.development.development", "layers.development"),
     ("layers.recurrent.packed", "layers.recurrent.fused", "layers.recurrent.operator", "layers.recurrent.scan"),
     ("layers.recurrent.cell", "layers.recurrent.rnn"),
     ("layers.recurrent",),
@@ -179,7 +180,7 @@ def test_every_public_name_is_at_the_door():
     promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty space_to_depth depth_to_space"
     promised += " StiefelConv1d StiefelConv2d"
     promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
-    promised += " UnitaryMultiheadAttention convert revert"
+    promised += " UnitaryDevelopment UnitaryMultiheadAttention convert revert"
     promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []

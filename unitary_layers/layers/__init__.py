@@ -14,6 +14,7 @@ from .conv import StiefelConv3d as StiefelConv3d
 from .conv import StiefelConvTranspose1d as StiefelConvTranspose1d
 from .conv import StiefelConvTranspose2d as StiefelConvTranspose2d
 from .conv import StiefelConvTranspose3d as StiefelConvTranspose3d
+from .development import UnitaryDevelopment as UnitaryDevelopment
 from .linear import UnitaryLinear as UnitaryLinear
 from .recurrent import UnitaryRNN as UnitaryRNN
 from .recurrent import UnitaryRNNCell as UnitaryRNNCell
