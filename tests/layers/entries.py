@@ -16,6 +16,7 @@ from unitary_layers import (
     StiefelConv1d,
     StiefelConv2d,
     StiefelConvTranspose2d,
+    UnitaryDevelopment,
     UnitaryLinear,
     UnitaryMultiheadAttention,
     UnitaryRNN,
@@ -91,6 +92,14 @@ class SelfAttention(nn.Module):
         return self.attention(x, x, x)[0]  # with weights: torch's kernel without them takes no vmap and no jvp
 
 
+class OfComplexPath(UnitaryDevelopment):
+    """A development that reads real and imaginary parts as features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_complex = isinstance(x, Tensor) and x.is_complex() and x.ndim > 0
+        return super().forward(torch.view_as_real(x.resolve_conj()).flatten(-2) if is_complex else x)
+
+
 ENTRIES = (
     Entry("linear", lambda **o: UnitaryLinear(N, N, **o), (BATCH, N)),
     Entry("linear-without-bias", lambda **o: UnitaryLinear(N, N, bias=False, **o), (BATCH, N)),
@@ -111,6 +120,13 @@ ENTRIES = (
     Entry("conv-local", lambda **o: OrthogonalConv2d(N, N, 3, **o), (BATCH, N, 4, 5)),
     Entry("conv-1d", lambda **o: OrthogonalConv1d(N, N, input_size=5, bias=False, **o), (BATCH, N, 5)),
     Entry("conv-3d-local", lambda **o: OrthogonalConv3d(N, N, 2, **o), (BATCH, N, 2, 3, 4)),
+    Entry("development", lambda **o: UnitaryDevelopment(2, N, **o), (BATCH, STEPS, 2)),
+    Entry(
+        "development-complex",
+        lambda **o: OfComplexPath(2, N, return_sequence=True, **o),
+        (BATCH, STEPS, 1),
+        is_complex=True,
+    ),
     Entry("attention", SelfAttention, (STEPS, BATCH, N)),
     Entry("stiefel", lambda **o: StiefelConv2d(5, N, 3, padding=1, **o), (BATCH, 5, 4, 3)),
     Entry(

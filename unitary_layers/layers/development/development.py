@@ -159,7 +159,7 @@ class UnitaryDevelopment(UnitaryModule):
             weight, wide = value_in_use(self, "weight"), path.to(self.weight.dtype)
             increments = wide.diff(dim=0)
             if lengths is not None:  # behind the end of a sequence its last point is repeated
-                alive = torch.arange(1, len(path)).unsqueeze(1) < lengths
+                alive = torch.arange(1, path.size(0), device=lengths.device).unsqueeze(1) < lengths
                 increments = increments * alive.unsqueeze(-1).to(increments)
             spectrum = self.spectrum.to(wide.dtype)
             steps = steps_of(increments.flatten(0, 1), weight, spectrum).unflatten(1, increments.shape[:2])

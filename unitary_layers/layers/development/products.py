@@ -60,7 +60,7 @@ def steps_of(increments: Tensor, weight: Tensor, spectrum: Tensor) -> Tensor:
 
 def chain(increments: Tensor, spectrum: Tensor, first: Tensor, links: Tensor, last: Tensor) -> Tensor:
     """:func:`steps_of`, from the first matrix, what is between two, and the adjoint of the last one."""
-    z = first.unsqueeze(1).expand(-1, len(increments), -1, -1)
+    z = first.unsqueeze(1).expand(-1, increments.size(0), -1, -1)
     for axis in range(spectrum.size(1)):
         z = scaled(z, _phases_of(increments, spectrum, axis))
         z = _times(z, links[:, axis] if axis < links.size(1) else last)
