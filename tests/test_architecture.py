@@ -41,7 +41,7 @@ LEVELS = (
     ("layers.recurrent.cell", "layers.recurrent.rnn"),
     ("layers.recurrent",),
     ("layers.conv.full", "layers.conv.local", "layers.conv.support", "layers.conv.padding"),
-    ("layers.conv.convnd", "layers.conv.conv"),
+    ("layers.conv.convnd", "layers.conv.conv", "layers.conv.cell"),
     ("layers.conv.reads", "layers.conv.stiefelnd", "layers.conv.stiefel", "layers.conv.stiefel_transpose"),
     ("layers.conv",),
     ("layers",),
@@ -178,7 +178,7 @@ def test_functions_are_short():
 def test_every_public_name_is_at_the_door():
     promised = "UnitaryLinear UnitaryRNN UnitaryRNNCell ModReLU GroupSort UpdateRule projunn_step attach ProjUNN"
     promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty space_to_depth depth_to_space"
-    promised += " StiefelConv1d StiefelConv2d"
+    promised += " OrthogonalConvRNNCell StiefelConv1d StiefelConv2d"
     promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
     promised += " UnitaryDevelopment UnitaryMultiheadAttention convert revert"
     promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"

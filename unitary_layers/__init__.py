@@ -22,6 +22,7 @@ from .layers import ModReLU as ModReLU
 from .layers import OrthogonalConv1d as OrthogonalConv1d
 from .layers import OrthogonalConv2d as OrthogonalConv2d
 from .layers import OrthogonalConv3d as OrthogonalConv3d
+from .layers import OrthogonalConvRNNCell as OrthogonalConvRNNCell
 from .layers import StiefelConv1d as StiefelConv1d
 from .layers import StiefelConv2d as StiefelConv2d
 from .layers import StiefelConv3d as StiefelConv3d

@@ -13,6 +13,7 @@ from unitary_layers import (
     OrthogonalConv1d,
     OrthogonalConv2d,
     OrthogonalConv3d,
+    OrthogonalConvRNNCell,
     StiefelConv1d,
     StiefelConv2d,
     StiefelConvTranspose2d,
@@ -127,6 +128,7 @@ ENTRIES = (
         (BATCH, STEPS, 1),
         is_complex=True,
     ),
+    Entry("cell-conv", lambda **o: OrthogonalConvRNNCell(2, 4, 2, **o), (BATCH, 2, 3, 4)),
     Entry("attention", SelfAttention, (STEPS, BATCH, N)),
     Entry("stiefel", lambda **o: StiefelConv2d(5, N, 3, padding=1, **o), (BATCH, 5, 4, 3)),
     Entry(
@@ -171,7 +173,7 @@ def output_of(module: nn.Module, x: Tensor) -> Tensor:
 
 def state_twice(module: nn.Module, x: Tensor) -> Tensor:
     """Output of the module on x; a cell takes a second step, since only then its recurrent matrix counts."""
-    return module(x, module(x)) if isinstance(module, UnitaryRNNCell) else output_of(module, x)
+    return module(x, module(x)) if isinstance(module, (UnitaryRNNCell, OrthogonalConvRNNCell)) else output_of(module, x)
 
 
 def loss_of(module: nn.Module, x: Tensor) -> Tensor:
