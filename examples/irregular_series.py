@@ -16,8 +16,6 @@ irregular_series.png; the same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import csv
-import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,28 +25,16 @@ import torch
 import torch.nn.functional as F
 from common.drawing import Curve, add_legend, draw_curves
 from common.series import read_series, thinned, where_to_get
+from common.table import Row, matching, mean_of, read_table, write_table
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
-from unitary_layers import UnitaryDevelopment, attach, unitarity_error_of, unitary_weights
+from unitary_layers import UnitaryDevelopment, attach, unitarity_error_of
 
 SHARES = (0.0, 0.3, 0.5, 0.7)
-FIELDS = (
-    "series",
-    "network",
-    "rate",
-    "seed",
-    "steps",
-    "dropped",
-    "tested",
-    "accuracy",
-    "parameters",
-    "error",
-    "seconds",
-)
 Data = tuple[list[Tensor], Tensor]
 
 
@@ -58,7 +44,7 @@ class Network(NamedTuple):
     Attributes:
         width: states of the LSTM.
         size: rows of the matrices of the development; 0 for none.
-        rate: of AdamW, the best of 1e-3, 3e-3 and 1e-2.
+        rate: of AdamW, the best of 1e-3, 3e-3, 1e-2 and 3e-2 with half of the steps dropped.
     """
 
     width: int
@@ -66,7 +52,7 @@ class Network(NamedTuple):
     rate: float
 
 
-NETWORKS = {"lstm": Network(32, 0, 1e-2), "lstm + development": Network(20, 10, 1e-2)}
+NETWORKS = {"lstm": Network(32, 0, 3e-2), "lstm + development": Network(20, 10, 1e-2)}
 
 
 class Reader(nn.Module):
@@ -101,12 +87,12 @@ def dropped(data: Data, share: float, seed: int) -> Data:
     return [F.pad(thinned(a, share, generator), (0, 0, 1, 0)) for a in data[0]], data[1]
 
 
-def train(model: nn.Module, data: Data, rate: float, seed: int, steps: int) -> None:
+def train(model: Reader, data: Data, rate: float, seed: int, steps: int) -> None:
     """AdamW, a cosine, batches of 32; the unitary weights by the rule of the layer."""
     x, y = data
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    if any(True for _ in unitary_weights(model)):
+    if model.development is not None:
         attach(model, optimizer)
     scheduler = CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
@@ -124,7 +110,13 @@ def accuracy(model: nn.Module, data: Data) -> float:
     return 100 * (model(pack_sequence(data[0], False)).argmax(-1) == data[1]).float().mean().item()
 
 
-def rows_of(root: Path, name: str, kind: str, rate: float, seed: int, share: float, steps: int) -> Iterator[dict]:
+def keys_of(name: str, kind: str, rate: float, seed: int, share: float, steps: int) -> Row:
+    """What tells one run from another."""
+    values = (name, kind, f"{rate:g}", str(seed), str(steps), f"{share:g}")
+    return dict(zip(("series", "network", "rate", "seed", "steps", "dropped"), values, strict=True))
+
+
+def rows_of(root: Path, name: str, kind: str, rate: float, seed: int, share: float, steps: int) -> Iterator[Row]:
     """Trains one network; a row for each share of dropped steps in the test."""
     data, test, classes = load(root, name)
     torch.manual_seed(seed)
@@ -132,56 +124,29 @@ def rows_of(root: Path, name: str, kind: str, rate: float, seed: int, share: flo
     start = time.process_time()
     train(model, dropped(data, share, seed), rate, seed, steps)
     seconds = time.process_time() - start
-    has_unitary = any(True for _ in unitary_weights(model))
     for tested in SHARES:
-        yield {
-            **{"series": name, "network": kind, "rate": f"{rate:g}", "seed": str(seed), "steps": str(steps)},
-            **{"dropped": f"{share:g}", "tested": f"{tested:g}"},
+        yield keys_of(name, kind, rate, seed, share, steps) | {
+            "tested": f"{tested:g}",
             "accuracy": f"{accuracy(model.eval(), dropped(test, tested, 1000 + seed)):.2f}",
             "parameters": str(sum(p.numel() for p in model.parameters())),
-            "error": f"{float(unitarity_error_of(model)):.1e}" if has_unitary else "",
+            "error": f"{float(unitarity_error_of(model)):.1e}" if NETWORKS[kind].size else "",
             "seconds": f"{seconds:.3g}",
         }
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, none of one that is not there."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write(path: Path, rows: list[dict[str, str]]) -> None:
-    """A table as CSV, whole or not at all."""
-    part = path.with_suffix(".part")
-    with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(path)
-
-
-def mean(rows: list[dict[str, str]], **wanted: str) -> tuple[float, float]:
-    """Mean and standard deviation of the accuracy over seeds."""
-    found = [float(row["accuracy"]) for row in rows if all(row[k] == v for k, v in wanted.items())]
-    return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
-
-
-def curves(rows: list[dict[str, str]], name: str, whole: bool) -> Iterator[Curve]:
-    """A curve a network: tested as it was trained, or trained on whole series."""
+def curves(rows: list[Row], name: str, whole: bool) -> Iterator[Curve]:
+    """A curve a network: dropped in training as in the test, or trained on whole series."""
     for kind in dict.fromkeys(row["network"] for row in rows):
-        shares = sorted({row["tested"] for row in rows if row["series"] == name}, key=float)
-        trained = {share: "0" if whole else share for share in shares}
-        own = {"series": name, "network": kind}
-        done = [s for s in shares if any(r | own | {"dropped": trained[s], "tested": s} == r for r in rows)]
-        points = [(100 * float(s), mean(rows, **own, dropped=trained[s], tested=s)[0]) for s in done]
+        points = []
+        for share in map("{:g}".format, SHARES):
+            wanted = {"series": name, "network": kind, "dropped": "0" if whole else share, "tested": share}
+            points.append((100 * float(share), mean_of(matching(rows, wanted), "accuracy")))
         yield Curve(kind, points)
 
 
 def draw(path: Path) -> None:
     """PNG beside a table: accuracy against the share of dropped steps."""
-    rows = read(path)
+    rows = read_table(path)
     names = list(dict.fromkeys(row["series"] for row in rows))
     figure = Figure(figsize=(10, 3.5 * len(names)), layout="constrained")
     for line, name in zip(figure.subplots(len(names), 2, squeeze=False), names, strict=True):
@@ -193,14 +158,14 @@ def draw(path: Path) -> None:
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
-def table(rows: list[dict[str, str]]) -> Iterator[str]:
-    """A line for each series and network: accuracy at each share, dropped in training too, and in test alone."""
-    yield f"| series | network | {' | '.join(f'{100 * s:g} %' for s in SHARES)} | in test alone |"
+def table(rows: list[Row]) -> Iterator[str]:
+    """A line for each series and network: accuracy at each share, dropped in training too, and in the test alone."""
+    yield f"| series | network | {' | '.join(f'{100 * s:g} %' for s in SHARES)} | in the test alone |"
     yield f"|{'---|' * (len(SHARES) + 3)}"
     for name, kind in dict.fromkeys((row["series"], row["network"]) for row in rows):
-        both = [{**c._asdict()}["points"] for w in (False, True) for c in curves(rows, name, w) if c.label == kind]
-        same, alone = (" | ".join(f"{y:.1f}" for _, y in points) for points in both)
-        yield f"| {name} | {kind} | {same} | {alone.replace(' | ', ', ')} |"
+        found = [curve for whole in (False, True) for curve in curves(rows, name, whole) if curve.label == kind]
+        same, alone = ([f"{accuracy:.1f}" for _, accuracy in curve.points] for curve in found)
+        yield f"| {name} | {kind} | {' | '.join(same)} | {', '.join(alone)} |"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -225,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "irregular_series.csv"
-    rows = read(path)
+    rows = read_table(path)
     cases = [
         (name, kind, rate, seed, share, args.steps)
         for name in args.series
@@ -235,11 +200,9 @@ def main(argv: list[str] | None = None) -> None:
         for rate in (args.rates or [NETWORKS[kind].rate])
     ]
     for case in tqdm(cases):
-        keys = dict(zip(("series", "network", "rate", "seed", "dropped", "steps"), map("{}".format, case), strict=True))
-        keys |= {"rate": f"{case[2]:g}", "dropped": f"{case[4]:g}"}
-        if not any(row | keys == row for row in rows):
+        if not matching(rows, keys_of(*case)):
             rows += rows_of(args.root, *case)
-            write(path, rows)
+            write_table(path, rows)
     draw(path)
     print("\n".join(table(rows)))
 
