@@ -14,7 +14,7 @@ from ...training.precision import without_autocast
 from ..base.forward import value_in_use, watch_own
 from ..base.inputs import as_dtype, as_size, check_input
 from ..base.module import UnitaryModule
-from .products import paired, product, products, scaled, steps_of
+from .products import paired, product, products, scaled, steps_of, to_double
 
 
 class UnitaryDevelopment(UnitaryModule):
@@ -164,9 +164,9 @@ class UnitaryDevelopment(UnitaryModule):
             spectrum = self.spectrum.to(wide.dtype)
             steps = steps_of(increments.flatten(0, 1), weight, spectrum).unflatten(1, increments.shape[:2])
             eye = torch.eye(self.hidden_size, dtype=weight.dtype, device=weight.device)
-            eye = eye.expand(self.channels, 1, path.size(1), -1, -1)
-            steps = torch.cat([eye, steps], 1)
-            z = products(steps).movedim(0, 2) if self.return_sequence else product(steps).movedim(0, 1)
+            eye = eye.expand(self.channels, to_double(points := path.size(0)) + 1, path.size(1), -1, -1)
+            steps = torch.cat([eye[:, :1], steps, eye[:, 1:]], 1)
+            z = products(steps)[:, :points].movedim(0, 2) if self.return_sequence else product(steps).movedim(0, 1)
         return z if self.is_complex else z.to(self._out(path, device))
 
     def _out(self, path: Tensor, device: str) -> torch.dtype:
