@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ...linalg.check import check_dense
 from ...projunn.rule import UpdateRule
-from ..base.inputs import Sides, as_sides, as_size
+from ..base.forward import in_use, watch_own
+from ..base.inputs import Sides, as_sides, as_size, check_input
 from ..base.methods import UnitaryMethods
 from ..base.symbolic import OneOperation
 from .conv import OrthogonalConv2d
+from .local import LocalSupport
 
 STEPS = 64  # of a loop around a cell, which does not know how long it is
 
@@ -120,23 +121,34 @@ class OrthogonalConvRNNCell(UnitaryMethods, OneOperation):
         if isinstance(input, Proxy):
             return self.recorded(input, hx, steps)
         steps = as_size("steps", steps)
-        check_dense("input of OrthogonalConvRNNCell", input)
+        check_input("OrthogonalConvRNNCell", input, self.conv_hh.weight)
         if input.ndim not in (3, 4):
             raise ValueError(f"OrthogonalConvRNNCell: expected 3D (unbatched) or 4D input, got {input.ndim}D")
         if input.size(-3) != self.in_channels:
             raise ValueError(f"OrthogonalConvRNNCell: expected {self.in_channels} channels, got {input.size(-3)}")
         expected = (*input.shape[:-3], self.hidden_channels, *input.shape[-2:])
         if hx is not None:
-            check_dense("hx of OrthogonalConvRNNCell", hx)
+            check_input("OrthogonalConvRNNCell", hx, self.conv_hh.weight)
             if tuple(hx.shape) != expected:
                 raise ValueError(f"OrthogonalConvRNNCell: expected hx of shape {expected}, got {tuple(hx.shape)}")
         if self.training and steps > 1:
             self.conv_hh.uses = steps
         drive, z = self.conv_ih(input), input.new_zeros(expected) if hx is None else hx
+        drive, z = (t if input.ndim == 4 else t.unsqueeze(0) for t in (drive, z))
+        recur = self._recurrence(steps)
         for _ in range(steps):
-            z = self.conv_hh(z) + drive
+            z = recur(z) + drive
             z = isru(z) if self.activation is None else self.activation(z)
-        return z
+        return z if input.ndim == 4 else z.squeeze(0)
+
+    def _recurrence(self, steps: int) -> Callable[[Tensor], Tensor]:
+        """The recurrent map, for several steps with a local kernel that is made once."""
+        conv = self.conv_hh
+        if steps == 1 or not isinstance(conv, OrthogonalConv2d) or not isinstance(conv.support, LocalSupport):
+            return conv
+        watch_own(conv)
+        kernel = conv.support.kernel(in_use(conv, "weight"), in_use(conv, "shifts"))
+        return lambda z: conv.support.apply(z, kernel)
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.hidden_channels}"]

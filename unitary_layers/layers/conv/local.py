@@ -80,9 +80,12 @@ class LocalSupport:
         factored: Factored = (None, None),
     ) -> Tensor:
         """``x`` ``(b, groups * in_channels, *size)`` to ``(b, groups * out_channels, *size / stride)``."""
+        return self.apply(x, self.kernel(weight, shifts))
+
+    def apply(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """:meth:`convolve` with a kernel that has been made."""
         self._check_sides(x.shape[2:])
-        kernel = self.kernel(weight, shifts).to(x.dtype)
-        padded = pad_periodic(x, *self.padding())
+        padded, kernel = pad_periodic(x, *self.padding()), kernel.to(x.dtype)
         return CONVOLUTIONS[len(self.stride)](padded, kernel, None, self.stride, 0, self.dilation, self.groups)
 
     def _check_sides(self, size: Sequence[int]) -> None:
