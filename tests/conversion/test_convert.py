@@ -15,7 +15,17 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import orthogonal, weight_norm
 
 import unitary_layers
-from unitary_layers import UnitaryLinear, UnitaryModule, UpdateRule, attach, convert, nearest_unitary, revert
+from unitary_layers import (
+    OrthogonalConv2d,
+    UnitaryLinear,
+    UnitaryModule,
+    UpdateRule,
+    attach,
+    convert,
+    nearest_unitary,
+    orthogonality_bound,
+    revert,
+)
 from unitary_layers.conversion.kinds import BY_PLAIN
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training import unitary_weights
@@ -347,6 +357,15 @@ def test_a_tie_of_isometries_is_kept():
     revert(model)
     assert model[0].weight is model[1].weight
     assert_rounding(model(x), y, n=100)
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 0.2)])
+def test_the_way_back_says_what_is_left_of_an_isometry(dtype, allowed):
+    model = nn.Sequential(OrthogonalConv2d(4, 4, 3, padding_mode="circular"), OrthogonalConv2d(4, 4, input_size=4))
+    local, full = revert(model.to(dtype))
+    assert full.note == ""  # for images of one size
+    stated = float(local.note.removeprefix("|sigma^2 - 1| <= "))
+    assert 0.95 * orthogonality_bound(model[0].weight) <= stated <= allowed
 
 
 def test_a_weight_of_zeros_becomes_unitary():

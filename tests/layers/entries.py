@@ -14,6 +14,7 @@ from unitary_layers import (
     OrthogonalConv2d,
     OrthogonalConv3d,
     OrthogonalConvRNNCell,
+    OrthogonalConvTranspose2d,
     StiefelConv1d,
     StiefelConv2d,
     StiefelConvTranspose2d,
@@ -120,6 +121,7 @@ ENTRIES = (
     Entry("conv-full-strided", lambda **o: OrthogonalConv2d(2, N, stride=2, input_size=6, **o), (BATCH, 2, 6, 6)),
     Entry("conv-local", lambda **o: OrthogonalConv2d(N, N, 3, **o), (BATCH, N, 4, 5)),
     Entry("conv-1d", lambda **o: OrthogonalConv1d(N, N, input_size=5, bias=False, **o), (BATCH, N, 5)),
+    Entry("conv-transposed", lambda **o: OrthogonalConvTranspose2d(N, 4, 3, stride=(1, 2), **o), (BATCH, N, 2, 3)),
     Entry("conv-3d-local", lambda **o: OrthogonalConv3d(N, N, 2, **o), (BATCH, N, 2, 3, 4)),
     Entry("development", lambda **o: UnitaryDevelopment(2, N, **o), (BATCH, STEPS, 2)),
     Entry(

@@ -12,8 +12,8 @@ from ..base.forward import in_use, watch_own
 from ..base.inputs import Sides, as_sides, as_size, check_input
 from ..base.methods import UnitaryMethods
 from ..base.symbolic import OneOperation
-from .conv import OrthogonalConv2d
 from .local import LocalSupport
+from .orthogonal import OrthogonalConv2d
 
 STEPS = 64  # of a loop around a cell, which does not know how long it is
 
