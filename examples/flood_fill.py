@@ -66,7 +66,7 @@ class Filler(nn.Module):
         self.cell = OrthogonalConvRNNCell(2, channels, 3, init="dirac")
         if kind == "conv":
             self.cell.conv_hh = nn.Conv2d(channels, channels, 3, padding=1, padding_mode="circular", bias=False)
-        self.head = nn.Conv2d(channels, 1, 1)
+        self.head = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, 1, 1))
 
     def forward(self, x: Tensor, steps: int) -> Tensor:
         return self.head(self.cell(x, steps=steps))

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,18 +97,17 @@ class OrthogonalConvRNNCell(UnitaryMethods, OneOperation):
                 f"expected as many channels of the input as of the state with input_kernel_size=None, which adds it as "
                 f"it is; got {self.in_channels} and {n}"
             )
-        options = {"update": update, "init": init, "gradient": gradient}
-        self.conv_hh = OrthogonalConv2d(
-            n, n, kernel_size, bias=False, device=device, dtype=dtype, input_size=input_size, **options
-        )
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"update": update, "init": init, "gradient": gradient, "input_size": input_size}
+        self.conv_hh = OrthogonalConv2d(n, n, kernel_size, bias=False, **dd, **options)
         self.conv_hh.uses = STEPS
         self.conv_ih: nn.Module = nn.Identity()
         if input_kernel_size is not None:
-            taps = as_sides("input_kernel_size", input_kernel_size, 2)
-            if any(t % 2 == 0 for t in taps):
+            rows, columns = as_sides("input_kernel_size", input_kernel_size, 2)
+            if rows % 2 == 0 or columns % 2 == 0:
                 raise ValueError(f"expected an odd input_kernel_size, got {input_kernel_size}")
-            padding = (taps[0] // 2, taps[1] // 2)
-            self.conv_ih = nn.Conv2d(self.in_channels, n, taps, 1, padding, bias=bias, device=device, dtype=dtype)
+            padding = (rows // 2, columns // 2)
+            self.conv_ih = nn.Conv2d(self.in_channels, n, (rows, columns), 1, padding, bias=bias, **dd)
         self.nonlinearity = nonlinearity if isinstance(nonlinearity, str) else type(nonlinearity).__name__
         self.activation = copy.deepcopy(nonlinearity) if isinstance(nonlinearity, nn.Module) else None
 
@@ -143,12 +143,12 @@ class OrthogonalConvRNNCell(UnitaryMethods, OneOperation):
 
     def _recurrence(self, steps: int) -> Callable[[Tensor], Tensor]:
         """The recurrent map, for several steps with a local kernel that is made once."""
-        conv = self.conv_hh
-        if steps == 1 or not isinstance(conv, OrthogonalConv2d) or not isinstance(conv.support, LocalSupport):
+        conv, support = self.conv_hh, getattr(self.conv_hh, "support", None)
+        if steps == 1 or not isinstance(support, LocalSupport):
             return conv
         watch_own(conv)
-        kernel = conv.support.kernel(in_use(conv, "weight"), in_use(conv, "shifts"))
-        return lambda z: conv.support.apply(z, kernel)
+        kernel = support.kernel(in_use(conv, "weight"), in_use(conv, "shifts"))
+        return lambda z: support.apply(z, kernel)
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.hidden_channels}"]
