@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from unitary_layers import OrthogonalConvRNNCell, attach, unitarity_error_of
 
-RATES = {"orthogonal": 1e-2, "conv": 1e-2}  # of AdamW, the best of 3e-3, 1e-2 and 3e-2
-FACTORS = (0.5, 1, 2, 4)  # steps of a test, as multiples of those of training; for a larger side so much larger
+RATES = {"orthogonal": 1e-2, "conv": 1e-2}  # of AdamW
+FACTORS = (0.5, 1, 2)  # steps of a test, as multiples of those of training; for a larger side so much larger
 SIDES = (1, 2)
 
 
@@ -158,13 +158,13 @@ def main(argv: list[str] | None = None) -> None:
     add("--cells", nargs="+", choices=tuple(RATES), default=list(RATES), help="recurrent convolution")
     add("--rates", nargs="+", type=float, default=None, help="learning rates; the best of each cell if not given")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    add("--channels", type=int, default=8, help="of the state")
+    add("--channels", type=int, default=16, help="of the state")
     add("--side", type=int, default=10, help="pixels of a side in training")
     add("--steps", type=int, default=12, help="of the cell in training")
     add("--updates", type=int, default=500, help="training steps")
     add("--batch-size", type=int, default=16)
     add("--drawings", type=int, default=1000, help="in training")
-    add("--tested", type=int, default=200, help="drawings of a test")
+    add("--tested", type=int, default=100, help="drawings of a test")
     add("--threads", type=int, default=1)
     add("--out", type=Path, default=Path("runs/flood_fill"), help="folder of the results")
     add("--quick", action="store_true", help="one seed, four updates, few drawings")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from closeness import assert_rounding
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
 
 from unitary_layers import UnitaryDevelopment
@@ -163,6 +164,17 @@ def test_packed_paths_are_developed_one_by_one(ordered):
     assert sizes.tolist() == list(lengths)
     for path, mine in zip(paths, found, strict=True):
         assert_rounding(mine[: len(path)], layer(path), n=SIZE)
+
+
+def test_compiled_lengths_between_powers_of_two_share_a_graph():
+    torch.compiler.reset()
+    layer, counter = UnitaryDevelopment(2, 2), CompileCounter()
+    compiled = torch.compile(layer, backend=counter, fullgraph=True)
+    for points in (6, 9, 12):  # the second length makes a graph that is open
+        path = torch.randn(2, points, 2)
+        assert_rounding(compiled(path), layer(path), n=SIZE)
+    assert counter.frame_count == 2
+    torch.compiler.reset()
 
 
 REFUSED = {
