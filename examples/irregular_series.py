@@ -44,15 +44,15 @@ class Network(NamedTuple):
     Attributes:
         width: states of the LSTM.
         size: rows of the matrices of the development; 0 for none.
-        rate: of AdamW, the best of 1e-3, 3e-3, 1e-2 and 3e-2 on Japanese vowels with half of the steps dropped.
+        rates: of AdamW, the best ones by series; 1e-2 for others.
     """
 
     width: int
     size: int
-    rate: float
+    rates: dict[str, float]
 
 
-NETWORKS = {"lstm": Network(32, 0, 3e-2), "lstm + development": Network(20, 10, 1e-2)}
+NETWORKS = {"lstm": Network(32, 0, {"JapaneseVowels": 3e-2}), "lstm + development": Network(20, 10, {})}
 
 
 class Reader(nn.Module):
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     add = options.add_argument
     add("--series", nargs="+", default=["JapaneseVowels", "BasicMotions"], help="folders of the archive in --root")
     add("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
-    add("--rates", nargs="+", type=float, default=None, help="learning rates; the best of each network if not given")
+    add("--rates", nargs="+", type=float, default=None, help="learning rates; those of NETWORKS if not given")
     add("--shares", nargs="+", type=float, default=list(SHARES), help="of the steps that are dropped in training")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--steps", type=int, default=200)
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
         for seed in args.seeds
         for share in args.shares
         for kind in args.networks
-        for rate in (args.rates or [NETWORKS[kind].rate])
+        for rate in (args.rates or [NETWORKS[kind].rates.get(name, 1e-2)])
     ]
     for case in tqdm(cases):
         if not matching(rows, keys_of(*case)):
