@@ -38,12 +38,14 @@ LEVELS = (
     ("layers.base.quantise", "layers.base.module", "layers.base.forward", "layers.base.signs"),
     ("layers.base",),
     ("layers.activation", "layers.linear", "layers.attention", "layers.hadamard"),
+    ("layers.development.products", "layers.development.development", "layers.development"),
     ("layers.recurrent.packed", "layers.recurrent.linear", "layers.recurrent.fused", "layers.recurrent.operator"),
     ("layers.recurrent.scan", "layers.recurrent.signed", "layers.recurrent.impulse"),
     ("layers.recurrent.options", "layers.recurrent.cell", "layers.recurrent.rnn", "layers.recurrent.hadamard"),
     ("layers.recurrent",),
     ("layers.conv.full", "layers.conv.local", "layers.conv.support", "layers.conv.padding"),
     ("layers.conv.orthogonalnd", "layers.conv.applied", "layers.conv.orthogonal", "layers.conv.orthogonal_transpose"),
+    ("layers.conv.cell",),
     ("layers.conv.reads", "layers.conv.stiefelnd", "layers.conv.stiefel", "layers.conv.stiefel_transpose"),
     ("layers.conv",),
     ("layers",),
@@ -183,9 +185,9 @@ def test_every_public_name_is_at_the_door():
     promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty space_to_depth depth_to_space"
     promised += " OrthogonalConvTranspose1d OrthogonalConvTranspose2d OrthogonalConvTranspose3d"
     promised += " orthogonality_bound orthogonality_penalty"
-    promised += " StiefelConv1d StiefelConv2d"
+    promised += " OrthogonalConvRNNCell StiefelConv1d StiefelConv2d"
     promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
-    promised += " HadamardLinear HadamardRNN UnitaryMultiheadAttention convert revert"
+    promised += " HadamardLinear HadamardRNN UnitaryDevelopment UnitaryMultiheadAttention convert revert"
     promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []

@@ -24,6 +24,7 @@ from .layers import ModReLU as ModReLU
 from .layers import OrthogonalConv1d as OrthogonalConv1d
 from .layers import OrthogonalConv2d as OrthogonalConv2d
 from .layers import OrthogonalConv3d as OrthogonalConv3d
+from .layers import OrthogonalConvRNNCell as OrthogonalConvRNNCell
 from .layers import OrthogonalConvTranspose1d as OrthogonalConvTranspose1d
 from .layers import OrthogonalConvTranspose2d as OrthogonalConvTranspose2d
 from .layers import OrthogonalConvTranspose3d as OrthogonalConvTranspose3d
@@ -33,6 +34,7 @@ from .layers import StiefelConv3d as StiefelConv3d
 from .layers import StiefelConvTranspose1d as StiefelConvTranspose1d
 from .layers import StiefelConvTranspose2d as StiefelConvTranspose2d
 from .layers import StiefelConvTranspose3d as StiefelConvTranspose3d
+from .layers import UnitaryDevelopment as UnitaryDevelopment
 from .layers import UnitaryLinear as UnitaryLinear
 from .layers import UnitaryMethods as UnitaryMethods
 from .layers import UnitaryModule as UnitaryModule

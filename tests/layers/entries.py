@@ -13,10 +13,12 @@ from unitary_layers import (
     OrthogonalConv1d,
     OrthogonalConv2d,
     OrthogonalConv3d,
+    OrthogonalConvRNNCell,
     OrthogonalConvTranspose2d,
     StiefelConv1d,
     StiefelConv2d,
     StiefelConvTranspose2d,
+    UnitaryDevelopment,
     UnitaryLinear,
     UnitaryMultiheadAttention,
     UnitaryRNN,
@@ -97,6 +99,14 @@ class SelfAttention(nn.Module):
         return self.attention(x, x, x)[0]  # with weights: torch's kernel without them takes no vmap and no jvp
 
 
+class OfComplexPath(UnitaryDevelopment):
+    """A development that reads real and imaginary parts as features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_complex = isinstance(x, Tensor) and x.is_complex() and x.ndim > 0
+        return super().forward(torch.view_as_real(x.resolve_conj()).flatten(-2) if is_complex else x)
+
+
 ENTRIES = (
     Entry("linear", lambda **o: UnitaryLinear(N, N, **o), (BATCH, N)),
     Entry("linear-without-bias", lambda **o: UnitaryLinear(N, N, bias=False, **o), (BATCH, N)),
@@ -118,6 +128,14 @@ ENTRIES = (
     Entry("conv-1d", lambda **o: OrthogonalConv1d(N, N, input_size=5, bias=False, **o), (BATCH, N, 5)),
     Entry("conv-transposed", lambda **o: OrthogonalConvTranspose2d(N, 4, 3, stride=(1, 2), **o), (BATCH, N, 2, 3)),
     Entry("conv-3d-local", lambda **o: OrthogonalConv3d(N, N, 2, **o), (BATCH, N, 2, 3, 4)),
+    Entry("development", lambda **o: UnitaryDevelopment(2, N, **o), (BATCH, STEPS, 2)),
+    Entry(
+        "development-complex",
+        lambda **o: OfComplexPath(2, N, return_sequence=True, **o),
+        (BATCH, STEPS, 1),
+        is_complex=True,
+    ),
+    Entry("cell-conv", lambda **o: OrthogonalConvRNNCell(2, 4, 2, **o), (BATCH, 2, 3, 4)),
     Entry("attention", SelfAttention, (STEPS, BATCH, N)),
     Entry("stiefel", lambda **o: StiefelConv2d(5, N, 3, padding=1, **o), (BATCH, 5, 4, 3)),
     Entry(
@@ -169,7 +187,7 @@ def output_of(module: nn.Module, x: Tensor) -> Tensor:
 
 def state_twice(module: nn.Module, x: Tensor) -> Tensor:
     """Output of the module on x; a cell takes a second step, since only then its recurrent matrix counts."""
-    return module(x, module(x)) if isinstance(module, UnitaryRNNCell) else output_of(module, x)
+    return module(x, module(x)) if isinstance(module, (UnitaryRNNCell, OrthogonalConvRNNCell)) else output_of(module, x)
 
 
 def loss_of(module: nn.Module, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from .base import UnitaryModule as UnitaryModule
 from .conv import OrthogonalConv1d as OrthogonalConv1d
 from .conv import OrthogonalConv2d as OrthogonalConv2d
 from .conv import OrthogonalConv3d as OrthogonalConv3d
+from .conv import OrthogonalConvRNNCell as OrthogonalConvRNNCell
 from .conv import OrthogonalConvTranspose1d as OrthogonalConvTranspose1d
 from .conv import OrthogonalConvTranspose2d as OrthogonalConvTranspose2d
 from .conv import OrthogonalConvTranspose3d as OrthogonalConvTranspose3d
@@ -17,6 +18,7 @@ from .conv import StiefelConv3d as StiefelConv3d
 from .conv import StiefelConvTranspose1d as StiefelConvTranspose1d
 from .conv import StiefelConvTranspose2d as StiefelConvTranspose2d
 from .conv import StiefelConvTranspose3d as StiefelConvTranspose3d
+from .development import UnitaryDevelopment as UnitaryDevelopment
 from .hadamard import HadamardLinear as HadamardLinear
 from .linear import UnitaryLinear as UnitaryLinear
 from .recurrent import HadamardRNN as HadamardRNN

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from common import tasks
 from common.images import load_digits
+from common.series import read_series, where_to_get
 from torch import Generator, Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -56,14 +57,8 @@ def pixels(_root: Path, steps: int = 300) -> Task:
 def spoken(path: Path) -> tuple[list[Tensor], Tensor]:
     """The sequences `(time, channels)` and labels of a file in the .ts format of the UEA archive."""
     if not path.exists():
-        raise Missing(
-            f"{path} is not there. It is in the wheel of the package aeon, below aeon/datasets/data: `pip download "
-            "--no-deps aeon`, then unzip it."
-        )
-    lines = path.read_text().partition("@data\n")[2].split()
-    fields = [line.split(":") for line in lines]
-    sequences = [torch.tensor([[float(v) for v in row.split(",")] for row in parts[:-1]]).T for parts in fields]
-    return sequences, torch.tensor([int(parts[-1]) - 1 for parts in fields])
+        raise Missing(where_to_get(path))
+    return read_series(path)
 
 
 def vowels(root: Path, steps: int = 500) -> Task:

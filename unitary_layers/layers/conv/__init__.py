@@ -1,5 +1,6 @@
 """Convolutions in the place of torch's: orthogonal maps with local and full support, and orthonormal kernels."""
 
+from .cell import OrthogonalConvRNNCell as OrthogonalConvRNNCell
 from .orthogonal import OrthogonalConv1d as OrthogonalConv1d
 from .orthogonal import OrthogonalConv2d as OrthogonalConv2d
 from .orthogonal import OrthogonalConv3d as OrthogonalConv3d

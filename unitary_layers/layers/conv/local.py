@@ -99,10 +99,14 @@ class LocalSupport:
         factored: Factored = (None, None),
     ) -> Tensor:
         """``x`` ``(b, groups * in_channels, *size)`` to ``(b, groups * out_channels, *size / stride)``."""
+        return self.apply(x, self.kernel(weight, shifts))
+
+    def apply(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """:meth:`convolve` with a kernel that has been made."""
         self._check_sides(x.shape[2:])
-        kernel = self.kernel(weight, shifts).to(x.dtype)
         before, after = self.padding()
         padded = pad_periodic(x, before, after) if self.is_periodic else F.pad(x, _widths(before, after))
+        kernel = kernel.to(x.dtype)
         return CONVOLUTIONS[len(self.stride)](padded, kernel, None, self.stride, 0, self.dilation, self.groups)
 
     def adjoint(self, y: Tensor, weight: Tensor, shifts: Tensor | None, constants: dict[str, Tensor]) -> Tensor:

@@ -1,0 +1,3 @@
+"""The development of a path: a unitary matrix that tells its shape."""
+
+from .development import UnitaryDevelopment as UnitaryDevelopment
