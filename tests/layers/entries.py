@@ -157,7 +157,12 @@ every_real_entry = pytest.mark.parametrize("entry", REAL, ids=lambda e: e.name)
 def output_of(module: nn.Module, x: Tensor) -> Tensor:
     """The output of a layer, joined with the final states of a recurrent one."""
     result = module(x)
-    return torch.cat([result[0].flatten(), result[1].flatten()]) if isinstance(result, tuple) else result
+    if not isinstance(result, tuple):
+        return result
+    output, h_n = result
+    if h_n.is_complex() and not output.is_complex():
+        h_n = torch.view_as_real(h_n).to(output.dtype)
+    return torch.cat([output.flatten(), h_n.flatten()])
 
 
 def state_twice(module: nn.Module, x: Tensor) -> Tensor:

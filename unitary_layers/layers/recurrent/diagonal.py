@@ -82,7 +82,7 @@ def last_state(
     """
     ages = torch.arange(x.size(1) - 1, -1, -1, device=x.device)
     powers = spectrum.powers(ages, x.dtype).transpose(1, 2).flatten(0, 1)
-    seen = (powers @ x).unflatten(1, (2, -1)).permute(1, 2, 0, 3)  # pairs, n, b, p
+    seen = (powers @ x.transpose(0, 1).flatten(1)).view(2, -1, x.size(0), x.size(2))  # pairs, n, b, p
     re, im = (part @ weight.permute(1, 2, 0) for part in seen.unbind())  # n, b, pairs
     h = torch.stack((re[..., 0] - im[..., 1], re[..., 1] + im[..., 0]))
     if h_0 is None:
@@ -106,10 +106,9 @@ def all_states(v: Tensor, spectrum: Spectrum, h_0: Tensor | None) -> Tensor:
     chunk = steps if _is_open(steps) or steps <= CHUNK else CHUNK
     chunks = 1 if chunk is steps else -(-steps // chunk)
     powers = spectrum.powers(torch.arange(chunk + 1, device=v.device), v.dtype).mT  # pairs, n, exponents
-    v = F.pad(v, (0, chunks * chunk - steps)).unflatten(-1, (chunks, chunk))
-    within = triangular(powers[..., :-1], 2).mT[:, :, None]
-    (v_re, v_im), (w_re, w_im) = v.unbind(), within.unbind()
-    h = torch.stack((v_re @ w_re - v_im @ w_im, v_re @ w_im + v_im @ w_re))
+    v = F.pad(v, (0, chunks * chunk - steps)).unflatten(-1, (chunks, chunk)).flatten(2, 3)
+    (v_re, v_im), (w_re, w_im) = v.unbind(), triangular(powers[..., :-1], 2).mT.unbind()
+    h = torch.stack((v_re @ w_re - v_im @ w_im, v_re @ w_im + v_im @ w_re)).unflatten(2, (-1, chunks))
     starts = None if h_0 is None else h_0[..., None]
     if chunks > 1:
         starts = states_before(h[..., -1], spectrum.to_the(chunk), h_0)

@@ -13,9 +13,9 @@ from ...linalg.check import check_dense
 from ...projunn.rule import UpdateRule
 from ...training.precision import without_autocast
 from ..base.forward import watch_own
-from ..base.inputs import as_dtype, as_size
+from ..base.inputs import as_size
 from .rnn import _check_options, _reordered
-from .ssm_base import UnitarySSMBase, pairs_of
+from .ssm_base import UnitarySSMBase, dtype_of_output, pairs_of
 
 
 class UnitarySSM(UnitarySSMBase):
@@ -48,7 +48,7 @@ class UnitarySSM(UnitarySSMBase):
         dropout: probability of dropout on the output of each layer but the last.
         bidirectional: whether a second direction runs from the end to the start.
         device: of the parameters.
-        dtype: real; the parameters do not fall below float32.
+        dtype: real; states, phases, decays and the bases do not fall below float32 and complex64.
         decay: whether states fade; without it gamma and N are exactly 1.
         skip: whether to add ``D x_t``.
         phases: between which theta starts, log-uniform, in radians a step.
@@ -80,9 +80,7 @@ class UnitarySSM(UnitarySSMBase):
     """
 
     if TYPE_CHECKING:  # the names of the first layer; those of the others are made in the same way
-        weight_ih_l0: Tensor
         basis_l0: Tensor
-        log_phase_l0: Tensor
         log_decay_l0: Tensor | None
         weight_skip_l0: Tensor | None
         bias_l0: Tensor | None
@@ -118,25 +116,25 @@ class UnitarySSM(UnitarySSMBase):
         self.bias, self.batch_first, self.bidirectional, self.decay, self.skip = flags.values()
         self._directions = 2 if bidirectional else 1
         parts = {"log_decay": decay, "weight_skip": skip, "bias": bias}
-        real = torch.promote_types(as_dtype(dtype), torch.float32)
         for layer in range(num_layers):
             for suffix in self._suffixes(layer):
                 size = self.input_size if layer == 0 else self.hidden_size * self._directions
-                self._new_direction(size, suffix, parts, device, real)
+                self._new_direction(size, suffix, parts, {"device": device, "dtype": dtype})
         self.reset_parameters()
 
     def recurrent_matrix(self, layer: int = 0, *, reverse: bool = False) -> Tensor:
         """``W = Q diag(lambda) Q^H``, complex ``(n, n)``, unitary without decay; differentiable."""
         suffix = self._suffixes(layer)[int(reverse)]
-        basis, one = self.value(f"basis{suffix}"), torch.ones(1, device=self.log_phase_l0.device)
+        basis, one = torch.complex(*self._basis(suffix)), torch.ones(1, device=self.log_phase_l0.device)
         turns = self._spectrum(suffix).powers(one, self.log_phase_l0.dtype)
         return basis * torch.complex(*turns) @ basis.mH
 
     def input_matrix(self, layer: int = 0, *, reverse: bool = False) -> Tensor:
         """``Q N Q^H B``, complex ``(n, features)``, by which inputs drive the states ``Q h``; differentiable."""
         suffix = self._suffixes(layer)[int(reverse)]
-        seen = self._seen(getattr(self, f"weight_ih{suffix}"), self._spectrum(suffix), self._basis(suffix))
-        return self.value(f"basis{suffix}") @ torch.complex(*seen)
+        basis = self._basis(suffix)
+        seen = self._seen(self._wide("weight_ih", suffix), self._spectrum(suffix), basis)
+        return torch.complex(*basis) @ torch.complex(*seen)
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
@@ -172,14 +170,14 @@ class UnitarySSM(UnitarySSMBase):
         watch_own(self)
         batch = x if x.dim() == 2 else x[None]
         h_0 = self._initial_state(batch, h if h is None or x.dim() == 2 else h[:, None])
-        y, states = self._in_precision(batch), []
+        y, states = batch.to(self.log_phase_l0.dtype), []
         with without_autocast(x.device.type):
             for layer in range(self.num_layers):
                 start = y.new_zeros(2, self.hidden_size, y.size(0)) if h_0 is None else pairs_of(h_0[layer])
                 y, state = self._advance(y, f"_l{layer}", start)
                 states.append(torch.complex(*state).mT)
                 y = self._dropped(y, layer)
-        y, h_n = y.to(x.dtype), torch.stack(states)
+        y, h_n = y.to(dtype_of_output(x)), torch.stack(states)
         return (y, h_n) if x.dim() == 2 else (y[0], h_n[:, 0])
 
     def _run(

@@ -12,7 +12,7 @@ from ...linalg.check import check_dense
 from ...projunn.rule import UpdateRule
 from ...training.precision import without_autocast
 from ..base.forward import in_use
-from ..base.inputs import HALF, as_dtype, as_size
+from ..base.inputs import as_dtype, as_size, dtype_differs
 from ..base.module import UnitaryModule
 from .diagonal import Spectrum, all_states, last_state, outputs_of_narrow, real_rows, times
 from .ragged import ended_together, turned, without_padding
@@ -37,6 +37,10 @@ class UnitarySSMBase(UnitaryModule):
     bidirectional: bool
     dropout: float
     stride: int
+    bias: bool
+    skip: bool
+    weight_ih_l0: Tensor
+    log_phase_l0: Tensor
     _directions: int
 
     def __init__(
@@ -49,9 +53,9 @@ class UnitarySSMBase(UnitaryModule):
         phases: tuple[float, float],
         radii: tuple[float, float],
     ) -> None:
-        if (dtype := as_dtype(dtype)).is_complex:
+        if as_dtype(dtype).is_complex:
             raise ValueError(f"expected a real dtype, for inputs and outputs are real, got {dtype}")
-        super().__init__(update, init, torch.promote_types(dtype, torch.float32).to_complex())
+        super().__init__(update, init, dtype)
         self.input_size, self.hidden_size = as_size("input_size", input_size), as_size("hidden_size", hidden_size)
         self.phases, self.radii = _range("phases", phases, math.pi), _range("radii", radii, 1.0)
         if self.radii[1] == 1.0:
@@ -60,17 +64,22 @@ class UnitarySSMBase(UnitaryModule):
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
 
-    def _new_direction(
-        self, input_size: int, suffix: str, parts: dict[str, bool], device: Any, dtype: torch.dtype
-    ) -> None:
+    def _new_direction(self, input_size: int, suffix: str, parts: dict[str, bool], dd: dict[str, Any]) -> None:
         """Registers the parameters of one layer and direction; ``parts`` says which of the optional ones it has."""
-        n = self.hidden_size
-        self.register_parameter(f"weight_ih{suffix}", self.new_parameter((n, input_size), device, dtype))
-        self.register_unitary(f"basis{suffix}", (n, n), device, dtype.to_complex())
-        self.register_parameter(f"log_phase{suffix}", self.new_parameter((n,), device, dtype))
-        for name, shape in (("log_decay", (n,)), ("weight_skip", (n, input_size)), ("bias", (n,))):
-            parameter = self.new_parameter(shape, device, dtype) if parts[name] else None
+        n, wide = self.hidden_size, torch.promote_types(as_dtype(dd["dtype"]), torch.float32)
+        self.register_parameter(f"weight_ih{suffix}", self.new_parameter((n, input_size), **dd))
+        self.register_unitary(f"basis{suffix}", (n, n), dd["device"], wide.to_complex())
+        self.register_parameter(f"log_phase{suffix}", self.new_parameter((n,), dd["device"], wide))
+        for name, shape, dtype in (
+            ("log_decay", (n,), wide),
+            ("weight_skip", (n, input_size), dd["dtype"]),
+            ("bias", (n,), dd["dtype"]),
+        ):
+            parameter = self.new_parameter(shape, dd["device"], dtype) if parts[name] else None
             self.register_parameter(f"{name}{suffix}", parameter)
+
+    def _kept(self) -> dict[str, bool]:
+        return super()._kept() | {name: False for name in self._parameters if name.startswith("log_")}
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -112,7 +121,7 @@ class UnitarySSMBase(UnitaryModule):
     ) -> tuple[Tensor, Tensor]:
         """Outputs ``(b, t // stride, n)`` of ``(b, t, features)``, and the states after the last steps as pairs."""
         spectrum, basis = self._spectrum(suffix), self._basis(suffix)
-        weight, skip = self._seen(getattr(self, f"weight_ih{suffix}"), spectrum, basis), self._skip(suffix)
+        weight, skip = self._seen(self._wide("weight_ih", suffix), spectrum, basis), self._skip(suffix)
         if x.size(-1) <= NARROW:
             y = outputs_of_narrow(x, spectrum, weight, basis, skip, h_0, stride)
             h = last_state(ended_together(x, lengths), spectrum, weight, h_0, lengths)
@@ -130,7 +139,7 @@ class UnitarySSMBase(UnitaryModule):
     def _last(self, x: Tensor, suffix: str, h_0: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Outputs ``(b, n)`` and states of the last steps alone."""
         spectrum, basis, together = self._spectrum(suffix), self._basis(suffix), ended_together(x, lengths)
-        weight = self._seen(getattr(self, f"weight_ih{suffix}"), spectrum, basis)
+        weight = self._seen(self._wide("weight_ih", suffix), spectrum, basis)
         h = last_state(together, spectrum, weight, h_0, lengths)
         return self._read_out(h, together[:, -1], suffix, basis), h
 
@@ -139,25 +148,27 @@ class UnitarySSMBase(UnitaryModule):
         spectrum, basis = self._spectrum(suffix), self._basis(suffix)
         one = torch.ones(1, dtype=torch.int64, device=x.device)
         h = times(spectrum.powers(one, x.dtype).mT, h)
-        h = h + self._seen(getattr(self, f"weight_ih{suffix}") @ x.mT, spectrum, basis)
+        h = h + self._seen(self._wide("weight_ih", suffix) @ x.mT, spectrum, basis)
         return self._read_out(h, x, suffix, basis), h
 
     def _read_out(self, h: Tensor, x: Tensor, suffix: str, basis: Tensor) -> Tensor:
         y, skip = (real_rows(basis) @ h.flatten(0, 1)).mT, self._skip(suffix)
         return self._with_bias(y if skip is None else y + F.linear(x, skip), suffix)
 
+    def _wide(self, name: str, suffix: str) -> Tensor:
+        """A parameter in the precision of the states, which does not fall below float32."""
+        return getattr(self, name + suffix).to(self.log_phase_l0.dtype)  # type: ignore[no-any-return]
+
     def _skip(self, suffix: str) -> Tensor | None:
-        skip: Tensor | None = getattr(self, f"weight_skip{suffix}")
-        return skip
+        return self._wide("weight_skip", suffix) if self.skip else None
 
     def _with_bias(self, y: Tensor, suffix: str) -> Tensor:
-        bias = getattr(self, f"bias{suffix}")
-        return y if bias is None else y + bias
+        return y + self._wide("bias", suffix) if self.bias else y
 
     def _layers(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None, whole: bool) -> tuple[Tensor, Tensor]:
         """Outputs ``(b, t, D * n)``, or ``(b, D * n)`` of the last steps, of a batch ``(b, t, features)``."""
-        hx, dtype, h_n = self._initial_state(x, hx), x.dtype, []
-        y = self._in_precision(x)
+        hx, dtype, h_n = self._initial_state(x, hx), dtype_of_output(x), []
+        y = x.to(self.log_phase_l0.dtype)
         with without_autocast(x.device.type):
             for layer in range(self.num_layers):
                 outputs = []
@@ -169,7 +180,7 @@ class UnitarySSMBase(UnitaryModule):
                     h_n.append(torch.complex(*h).mT)
                 y = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
                 y = self._dropped(y, layer)
-        return y.to(dtype) if dtype in HALF else y, torch.stack(h_n)
+        return y.to(dtype), torch.stack(h_n)
 
     def _one(
         self, x: Tensor, suffix: str, h_0: Tensor | None, lengths: Tensor | None, reverse: bool, whole: bool
@@ -188,18 +199,14 @@ class UnitarySSMBase(UnitaryModule):
             return F.dropout(y, self.dropout, self.training)
         return y
 
-    def _in_precision(self, x: Tensor) -> Tensor:
-        """An input in the precision of the parameters, which do not fall below float32."""
-        return x.to(self.log_phase_l0.dtype) if x.dtype in HALF else x
-
     def _initial_state(self, x: Tensor, hx: Tensor | None) -> Tensor | None:
         """The initial state, after a look at the shapes and dtypes of input ``(b, ..., features)`` and state."""
         if x.size(-1) != self.input_size:
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.size(-1)}"
             )
-        if x.dtype not in HALF and x.dtype != self.log_phase_l0.dtype:
-            raise ValueError(f"expected input of the weight's dtype {self.log_phase_l0.dtype}, got {x.dtype}")
+        if dtype_differs(x, self.weight_ih_l0):
+            raise ValueError(f"expected input of the weight's dtype {self.weight_ih_l0.dtype}, got {x.dtype}")
         if hx is None:
             return None
         check_dense("hx of UnitarySSM", hx)
@@ -222,3 +229,9 @@ def _range(name: str, given: tuple[float, float], largest: float) -> tuple[float
 def pairs_of(h: Tensor) -> Tensor:
     """Complex states ``(b, n)`` as pairs ``(2, n, b)``."""
     return torch.stack((h.real, h.imag)).mT
+
+
+def dtype_of_output(x: Tensor) -> torch.dtype:
+    """That of the input, or the lower one of autocast."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
