@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..layers import UnitarySSM
 from ..layers.base.inputs import as_size
@@ -65,24 +66,57 @@ class StateSpaceLayer(nn.Module):
         self.gated = GatedUnit(out_channels, **dd)
         self.grad_checkpointing = False
 
-    @torch.jit.ignore
-    def forward(self, x: Tensor, last: bool = False) -> Tensor:
-        side = self.block_size
-        if x.size(2) % side or x.size(3) % side:
-            raise ValueError(f"expected sides in multiples of {side}, got {tuple(x.shape[2:])}")
-        height, width = x.size(2) // side, x.size(3) // side
-        blocks = x.unflatten(3, (width, side)).unflatten(2, (height, side)).permute(0, 2, 4, 3, 5, 1)
-        sequence = blocks.flatten(1, 4)
-        y = checkpoint(self._outputs, sequence, last) if self.grad_checkpointing else self._outputs(sequence, last)
-        return y[:, :, None, None] if last else y.mT.unflatten(2, (height, width))
+    def forward(self, x: Tensor) -> Tensor:
+        states = self._looped(x) if torch.jit.is_scripting() else self._scanned(x)
+        return states.transpose(1, 2).unflatten(2, (x.size(2) // self.block_size, x.size(3) // self.block_size))
 
+    @torch.jit.ignore
+    def last(self, x: Tensor) -> Tensor:
+        """The output after the last block alone, ``(b, out_channels, 1, 1)``."""
+        return self._scanned(x, last=True)[:, :, None, None]
+
+    @torch.jit.ignore
+    def _scanned(self, x: Tensor, last: bool = False) -> Tensor:
+        side = self.block_size
+        if not isinstance(x, Proxy) and (x.size(2) % side or x.size(3) % side):
+            raise ValueError(f"expected sides in multiples of {side}, got {tuple(x.shape[2:])}")
+        sequence = self._sequence(x)
+        return checkpoint(self._outputs, sequence, last) if self.grad_checkpointing else self._outputs(sequence, last)
+
+    @torch.jit.ignore
     def _outputs(self, x: Tensor, last: bool) -> Tensor:
-        """Of a sequence ``(b, t, in_channels)``: all, or the last."""
-        stride = self.ssm.stride
+        """Of a sequence ``(b, t, in_channels)``: all ``(b, t / block_size^2, out_channels)``, or the last."""
         y = self.ssm.last(x)[0] if last else self.ssm(x)[0]
-        if self.is_residual:
-            y = y + (x[:, -1] if last else x[:, stride - 1 :: stride])
-        return self.gated(y)
+        return self._gated(y, x[:, -1] if last else x[:, self.ssm.stride - 1 :: self.ssm.stride])
+
+    def _gated(self, y: Tensor, x: Tensor) -> Tensor:
+        return self.gated(y + x if self.is_residual else y)
+
+    def _sequence(self, x: Tensor) -> Tensor:
+        """The pixels block by block, ``(b, h w, in_channels)``."""
+        side = self.block_size
+        x = x.unflatten(3, (x.size(3) // side, side)).unflatten(2, (x.size(2) // side, side))
+        return x.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
+
+    def _looped(self, x: Tensor) -> Tensor:
+        """The outputs by a loop, for TorchScript."""
+        ssm, x = self.ssm, self._sequence(x)
+        re, im = ssm.basis_l0[..., 0], ssm.basis_l0[..., 1]
+        theta, log_gamma = ssm.log_phase_l0.exp(), torch.zeros_like(ssm.log_phase_l0)
+        driven, log_decay = F.linear(x, ssm.weight_ih_l0), ssm.log_decay_l0
+        v_re, v_im = driven @ re, -driven @ im
+        if log_decay is not None:
+            log_gamma = -log_decay.exp()
+            norm = (-torch.expm1(2 * log_gamma)).sqrt()
+            v_re, v_im = norm * v_re, norm * v_im
+        cosine, sine = log_gamma.exp() * theta.cos(), log_gamma.exp() * theta.sin()
+        h_re, h_im = torch.zeros_like(v_re[:, 0]), torch.zeros_like(v_re[:, 0])
+        outputs: list[Tensor] = []
+        for t in range(x.size(1)):
+            h_re, h_im = cosine * h_re - sine * h_im + v_re[:, t], sine * h_re + cosine * h_im + v_im[:, t]
+            if (t + 1) % ssm.stride == 0:
+                outputs.append(F.linear(h_re, re, ssm.bias_l0) - F.linear(h_im, im))
+        return self._gated(torch.stack(outputs, 1), x[:, ssm.stride - 1 :: ssm.stride])
 
 
 class UnitaryPixelSSM(StagedClassifier):
@@ -153,12 +187,15 @@ class UnitaryPixelSSM(StagedClassifier):
         self.finish(widths, reductions[1:])
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and isinstance(self.head.global_pool, LastState)) or torch.jit.is_scripting():
-            return self.forward_head(self.forward_features(x))
-        x = self.stem(x)
-        for stage in self.stages[:-1]:
-            x = stage(x)
-        return self.forward_head(self.stages[-1](x, True))
+        is_shorter = self.training and not torch.jit.is_scripting()
+        return self.forward_head(self._read_features(x) if is_shorter else self.forward_features(x))
+
+    @torch.jit.ignore
+    def _read_features(self, x: Tensor) -> Tensor:
+        """Those of the features that the head reads: where it takes the last output, no others are made."""
+        if not isinstance(self.head.global_pool, LastState) or isinstance(x, Proxy):
+            return self.forward_features(x)
+        return self.stages[-1].last(self.stages[:-1](self.stem(x)))  # type: ignore[operator,no-any-return]
 
 
 default_cfgs = generate_default_cfgs(

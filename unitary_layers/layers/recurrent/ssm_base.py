@@ -234,4 +234,5 @@ def pairs_of(h: Tensor) -> Tensor:
 def dtype_of_output(x: Tensor) -> torch.dtype:
     """That of the input, or the lower one of autocast."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    lowered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if lowered else x.dtype
