@@ -61,8 +61,8 @@ class StateSpaceLayer(nn.Module):
         super().__init__()
         dd = {name: options.get(name) for name in ("device", "dtype")}
         self.block_size, self.is_residual = block_size, in_channels == out_channels
-        layer = {"batch_first": True, "skip": False, "stride": block_size**2}
-        self.ssm = UnitarySSM(in_channels, out_channels, **layer, **options)
+        options |= {"batch_first": True, "skip": False, "stride": block_size**2}
+        self.ssm = UnitarySSM(in_channels, out_channels, **options)
         self.gated = GatedUnit(out_channels, **dd)
         self.grad_checkpointing = False
 

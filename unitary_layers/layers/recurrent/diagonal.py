@@ -14,7 +14,8 @@ from ...linalg.transforms import is_exporting
 # is a few products of matrices: inside a chunk the states are a triangular c x c matrix times the inputs; the states at
 # the ends of the chunks follow a recurrence of the same kind, c times shorter, with lambda^c; and what a chunk starts
 # from reaches its j-th step by lambda^j. So T steps take log_c(T) levels and O(T c log_c T) operations, there is no
-# loop over time, and T may be unknown when a graph is made. Complex numbers are pairs of real ones, the real part
+# loop over time. How many levels there are depends on T; an export that is to take any T gets a convolution by FFTs in
+# their place, which on the CPU is 2 to 4 times as slow. Complex numbers are pairs of real ones, the real part
 # first: real products are what compilers and exporters know.
 
 CHUNK = 16  # steps
@@ -65,6 +66,13 @@ def triangular(values: Tensor, dim: int) -> Tensor:
     return picked * (lags >= 0).to(values.dtype).view(c, c, *[1] * (values.dim() - 1 - dim))
 
 
+def strided(x: Tensor, dim: int, stride: int) -> Tensor:
+    """Every entry of that many along a dimension, from ``stride - 1`` on; by indices, which exporters take."""
+    if stride == 1:
+        return x
+    return x.index_select(dim, torch.arange(x.size(dim) // stride, device=x.device) * stride + stride - 1)
+
+
 def last_state(
     x: Tensor, spectrum: Spectrum, weight: Tensor, h_0: Tensor | None, lengths: Tensor | None = None
 ) -> Tensor:
@@ -103,8 +111,10 @@ def all_states(v: Tensor, spectrum: Spectrum, h_0: Tensor | None) -> Tensor:
         Pairs ``(2, n, b, t)``.
     """
     steps = v.size(-1)
-    chunk = steps if _is_open(steps) or steps <= CHUNK else CHUNK
-    chunks = 1 if chunk is steps else -(-steps // chunk)
+    if is_open(steps):
+        return _all_states_by_fft(v, spectrum, h_0)
+    chunk = min(steps, CHUNK)
+    chunks = -(-steps // chunk)
     powers = spectrum.powers(torch.arange(chunk + 1, device=v.device), v.dtype).mT  # pairs, n, exponents
     v = F.pad(v, (0, chunks * chunk - steps)).unflatten(-1, (chunks, chunk)).flatten(2, 3)
     (v_re, v_im), (w_re, w_im) = v.unbind(), triangular(powers[..., :-1], 2).mT.unbind()
@@ -123,7 +133,18 @@ def states_before(v: Tensor, spectrum: Spectrum, h_0: Tensor | None) -> Tensor:
     return torch.cat((first, all_states(v, spectrum, h_0)[..., :-1]), -1)
 
 
-def _is_open(steps: int) -> bool:
+def _all_states_by_fft(v: Tensor, spectrum: Spectrum, h_0: Tensor | None) -> Tensor:
+    """The same as a convolution, whose operations do not depend on the number of steps."""
+    steps = v.size(-1)
+    powers = torch.complex(*spectrum.powers(torch.arange(steps + 1, device=v.device), v.dtype).mT)  # n, exponents
+    spectra = torch.fft.fft(torch.complex(*v), 2 * steps) * torch.fft.fft(powers[:, None, :-1], 2 * steps)
+    h = torch.fft.ifft(spectra)[..., :steps]
+    if h_0 is not None:
+        h = h + powers[:, None, 1:] * torch.complex(*h_0)[..., None]
+    return torch.stack((h.real, h.imag))
+
+
+def is_open(steps: int) -> bool:
     """Whether an export is to take sequences of any length."""
     if not is_exporting():
         return False

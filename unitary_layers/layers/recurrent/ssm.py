@@ -217,7 +217,13 @@ class UnitarySSM(UnitarySSMBase):
         return PackedSequence(pack_padded_sequence(y, lengths, batch_first=True).data, sizes, order, undo), h_n
 
     def extra_repr(self) -> str:
-        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        defaults: dict[str, object] = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+        }
         defaults |= {"decay": True, "skip": True, "phases": (1e-3, math.pi), "radii": (0.99, 0.9999)}
         defaults |= {"return_sequence": True, "stride": 1}
         parts = [f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default]

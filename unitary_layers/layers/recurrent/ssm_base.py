@@ -14,7 +14,7 @@ from ...training.precision import without_autocast
 from ..base.forward import in_use
 from ..base.inputs import as_dtype, as_size, dtype_differs
 from ..base.module import UnitaryModule
-from .diagonal import Spectrum, all_states, last_state, outputs_of_narrow, real_rows, times
+from .diagonal import Spectrum, all_states, is_open, last_state, outputs_of_narrow, real_rows, strided, times
 from .ragged import ended_together, turned, without_padding
 
 # Note [What the basis of a state space is for]
@@ -122,15 +122,14 @@ class UnitarySSMBase(UnitaryModule):
         """Outputs ``(b, t // stride, n)`` of ``(b, t, features)``, and the states after the last steps as pairs."""
         spectrum, basis = self._spectrum(suffix), self._basis(suffix)
         weight, skip = self._seen(self._wide("weight_ih", suffix), spectrum, basis), self._skip(suffix)
-        if x.size(-1) <= NARROW:
+        if x.size(-1) <= NARROW and not is_open(x.size(1)):
             y = outputs_of_narrow(x, spectrum, weight, basis, skip, h_0, stride)
             h = last_state(ended_together(x, lengths), spectrum, weight, h_0, lengths)
             return self._with_bias(y, suffix), h
         driven = (weight.flatten(0, 1) @ x.flatten(0, 1).mT).view(2, self.hidden_size, *x.shape[:2])
         states = all_states(driven, spectrum, h_0)
-        kept = slice(stride - 1, None, stride)
-        y = (states[..., kept].flatten(0, 1).flatten(1).mT @ real_rows(basis).mT).unflatten(0, (x.size(0), -1))
-        y = y if skip is None else y + F.linear(x[:, kept], skip)
+        y = (states.flatten(0, 1).flatten(1).mT @ real_rows(basis).mT).view(*x.shape[:2], self.hidden_size)
+        y = strided(y if skip is None else y + F.linear(x, skip), 1, stride)
         if lengths is None:
             return self._with_bias(y, suffix), states[..., -1]
         ends = (lengths.to(x.device) - 1).view(1, 1, -1, 1).expand(*states.shape[:3], 1)
