@@ -9,7 +9,7 @@ permuted.
     python examples/pixel_ssm.py --quick
     python examples/pixel_ssm.py --permute --shift 1 --epochs 9 --out runs/pixel_ssm/learnt
     python examples/pixel_ssm.py --permute --shift 1 --epochs 9 --basis frozen --out runs/pixel_ssm/frozen
-    python examples/pixel_ssm.py --draw results/pixel_ssm.csv
+    python examples/report.py runs/pixel_ssm
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class PixelRun(ResumableRun):
         self.open({"title": title, "baseline": math.log(10), "baseline_name": "guessing"}, timm=timm.__version__)
 
     def config(self) -> dict[str, Any]:
-        return self.options_but("root", "quick", "draw")
+        return self.options_but("root", "quick")
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"epoch": self.epoch}

@@ -15,8 +15,9 @@ from ...linalg.transforms import is_exporting
 # the ends of the chunks follow a recurrence of the same kind, c times shorter, with lambda^c; and what a chunk starts
 # from reaches its j-th step by lambda^j. So T steps take log_c(T) levels and O(T c log_c T) operations, there is no
 # loop over time. How many levels there are depends on T; an export that is to take any T gets a convolution by FFTs in
-# their place, which on the CPU is 2 to 4 times as slow. Complex numbers are pairs of real ones, the real part
-# first: real products are what compilers and exporters know.
+# their place. On one core (128 states, 784 steps, batch 50, forward and backward) FFTs took 1.2 times as long for 128
+# features, and for one feature, whose states the chunks never form, 3 times. Complex numbers are pairs of real ones,
+# the real part first: real products are what compilers and exporters know.
 
 CHUNK = 16  # steps
 
