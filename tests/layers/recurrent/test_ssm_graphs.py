@@ -15,8 +15,7 @@ def joined(results: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([output.flatten(), torch.view_as_real(h_n).flatten()])
 
 
-@pytest.mark.parametrize("features", [1, 6])
-@pytest.mark.parametrize("options", [{}, {"return_sequence": False}, {"stride": 3}], ids=str)
+@pytest.mark.parametrize(("features", "options"), [(1, {}), (1, {"return_sequence": False}), (6, {"stride": 3})])
 def test_an_export_takes_sequences_of_any_length(features, options):
     ssm, x = UnitarySSM(features, N, **options), torch.randn(40, BATCH, features)
     time = torch.export.Dim("time", min=6, max=100_000)
