@@ -106,7 +106,7 @@ ENTRIES = (
     Entry("rnn-complex", recurrent(nonlinearity="modrelu"), (STEPS, BATCH, 5), is_complex=True),
     Entry("cell", lambda **o: UnitaryRNNCell(5, N, **o), (BATCH, 5)),
     Entry("cell-complex", lambda **o: UnitaryRNNCell(5, N, nonlinearity="modrelu", **o), (BATCH, 5), is_complex=True),
-    Entry("ssm", lambda **o: UnitarySSM(2, N, 2, **o), (STEPS, BATCH, 2)),  # a narrow layer, and a wide one
+    Entry("ssm", lambda **o: UnitarySSM(5, N, skip=False, **o), (STEPS, BATCH, 5)),
     Entry("conv-full", lambda **o: OrthogonalConv2d(N, N, input_size=(3, 4), **o), (BATCH, N, 3, 4)),
     Entry("conv-full-fft", lambda **o: OrthogonalConv2d(N, N, input_size=4, transform="fft", **o), (BATCH, N, 4, 4)),
     Entry("conv-full-strided", lambda **o: OrthogonalConv2d(2, N, stride=2, input_size=6, **o), (BATCH, 2, 6, 6)),
