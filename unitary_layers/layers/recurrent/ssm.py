@@ -14,7 +14,7 @@ from ...projunn.rule import UpdateRule
 from ...training.precision import without_autocast
 from ..base.forward import watch_own
 from ..base.inputs import as_size
-from .rnn import _check_options, _reordered
+from .options import check_options
 from .ssm_base import UnitarySSMBase, dtype_of_output, pairs_of
 
 
@@ -53,7 +53,8 @@ class UnitarySSM(UnitarySSMBase):
         skip: whether to add ``D x_t``.
         phases: between which theta starts, log-uniform, in radians a step.
         radii: between which gamma starts, uniform in the square.
-        return_sequence: False for the last step's output alone, ``(batch, D * n)``, which costs less.
+        return_sequence: whether the output holds all time steps; False for the last of each direction alone, which
+            costs less.
         stride: steps from one output to the next: ``output[stride - 1 :: stride]``, made without the others. Above 1
             for one layer and one direction.
         update: how the bases move.
@@ -65,7 +66,9 @@ class UnitarySSM(UnitarySSMBase):
             not given.
 
     Outputs:
-        output: ``(seq // stride, batch, D * n)``, the last layer's outputs, in the form of the input.
+        output: ``(seq // stride, batch, D * n)``, the last layer's outputs, in the form of the input; without
+            ``return_sequence`` ``(batch, D * n)``, or ``(D * n,)`` unbatched: what each direction of the last layer
+            ends with, backwards that at the first time step.
         h_n: in the shape of ``h_0``, the last state of each layer and direction.
 
     Raises:
@@ -108,7 +111,7 @@ class UnitarySSM(UnitarySSMBase):
     ) -> None:
         super().__init__(input_size, hidden_size, dtype, update, init, phases, radii)
         flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional, "decay": decay, "skip": skip}
-        _check_options(num_layers, dropout, **flags, return_sequence=return_sequence)
+        check_options(num_layers, dropout, **flags, return_sequence=return_sequence)
         self.stride = as_size("stride", stride)
         if self.stride > 1 and (num_layers > 1 or bidirectional):
             raise ValueError(f"expected stride=1 with several layers or directions, got {stride}")
@@ -144,7 +147,7 @@ class UnitarySSM(UnitarySSMBase):
         return self._run(input, hx, self.return_sequence)
 
     def last(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As a call with ``return_sequence=False``: the last step's output ``(batch, D * n)``, and ``h_n``."""
+        """As a call with ``return_sequence=False``: the last outputs ``(batch, D * n)``, and ``h_n``."""
         output, h_n = self._run(input, hx, whole=False)
         assert isinstance(output, Tensor)
         return output, h_n
@@ -210,8 +213,8 @@ class UnitarySSM(UnitarySSMBase):
         data, sizes, order, undo = input
         check_dense("input of UnitarySSM", data)
         x, lengths = pad_packed_sequence(PackedSequence(data, sizes), batch_first=True)
-        y, h_n = self._layers(x, None if hx is None else _reordered(hx, order), lengths, whole)
-        h_n = _reordered(h_n, undo)
+        y, h_n = self._layers(x, hx if hx is None or order is None else hx.index_select(1, order), lengths, whole)
+        h_n = h_n if undo is None else h_n.index_select(1, undo)
         if not whole:
             return (y if undo is None else y[undo]), h_n
         return PackedSequence(pack_padded_sequence(y, lengths, batch_first=True).data, sizes, order, undo), h_n

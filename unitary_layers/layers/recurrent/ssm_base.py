@@ -185,13 +185,10 @@ class UnitarySSMBase(UnitaryModule):
         self, x: Tensor, suffix: str, h_0: Tensor | None, lengths: Tensor | None, reverse: bool, whole: bool
     ) -> tuple[Tensor, Tensor]:
         """One layer and direction, with the outputs where the inputs were before they were turned."""
-        if whole:
-            y, h = self._pass(x, suffix, h_0, lengths, self.stride)
-            return without_padding(turned(y, lengths) if reverse else y, lengths), h
-        y, h = self._last(x, suffix, h_0, lengths)
-        if reverse:  # whose first step is the last one of the sequence
-            y = self._last(x[:, :1], suffix, h_0, None)[0]
-        return y, h
+        if not whole:
+            return self._last(x, suffix, h_0, lengths)
+        y, h = self._pass(x, suffix, h_0, lengths, self.stride)
+        return without_padding(turned(y, lengths) if reverse else y, lengths), h
 
     def _dropped(self, y: Tensor, layer: int) -> Tensor:
         if self.dropout and layer < self.num_layers - 1:
