@@ -42,6 +42,7 @@ LEVELS = (
     ("layers.recurrent.packed", "layers.recurrent.linear", "layers.recurrent.fused", "layers.recurrent.operator"),
     ("layers.recurrent.scan", "layers.recurrent.signed", "layers.recurrent.impulse"),
     ("layers.recurrent.options", "layers.recurrent.cell", "layers.recurrent.rnn", "layers.recurrent.hadamard"),
+    ("layers.recurrent.diagonal", "layers.recurrent.ragged", "layers.recurrent.ssm_base", "layers.recurrent.ssm"),
     ("layers.recurrent",),
     ("layers.conv.full", "layers.conv.local", "layers.conv.support", "layers.conv.padding"),
     ("layers.conv.orthogonalnd", "layers.conv.applied", "layers.conv.orthogonal", "layers.conv.orthogonal_transpose"),
@@ -51,7 +52,8 @@ LEVELS = (
     ("layers",),
     ("conversion.report", "conversion.kinds", "conversion.swap", "conversion.plan", "conversion.values"),
     ("conversion.ties", "conversion.convert", "conversion"),
-    ("models.arguments", "models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel", "models"),
+    ("models.arguments", "models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel"),
+    ("models.unitary_pixel_ssm", "models"),
     ("testing",),
     ("",),
     ("__main__",),
@@ -188,6 +190,7 @@ def test_every_public_name_is_at_the_door():
     promised += " OrthogonalConvRNNCell StiefelConv1d StiefelConv2d"
     promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
     promised += " HadamardLinear HadamardRNN UnitaryDevelopment UnitaryMultiheadAttention convert revert"
+    promised += " UnitarySSM UnitaryPixelSSM"
     promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []

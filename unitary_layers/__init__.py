@@ -41,6 +41,7 @@ from .layers import UnitaryModule as UnitaryModule
 from .layers import UnitaryMultiheadAttention as UnitaryMultiheadAttention
 from .layers import UnitaryRNN as UnitaryRNN
 from .layers import UnitaryRNNCell as UnitaryRNNCell
+from .layers import UnitarySSM as UnitarySSM
 from .linalg import depth_to_space as depth_to_space
 from .linalg import haar_unitary as haar_unitary
 from .linalg import nearest_unitary as nearest_unitary
@@ -51,6 +52,7 @@ from .linalg import support_penalty as support_penalty
 from .linalg import unitarity_error as unitarity_error
 from .models import OrthoResNet as OrthoResNet
 from .models import UnitaryPixelRNN as UnitaryPixelRNN
+from .models import UnitaryPixelSSM as UnitaryPixelSSM
 from .projunn import UpdateRule as UpdateRule
 from .projunn import low_rank as low_rank
 from .projunn import projunn_d as projunn_d

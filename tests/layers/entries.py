@@ -23,6 +23,7 @@ from unitary_layers import (
     UnitaryMultiheadAttention,
     UnitaryRNN,
     UnitaryRNNCell,
+    UnitarySSM,
     UpdateRule,
     projunn_step,
 )
@@ -121,6 +122,7 @@ ENTRIES = (
     Entry("rnn-complex", recurrent(nonlinearity="modrelu"), (STEPS, BATCH, 5), is_complex=True),
     Entry("cell", lambda **o: UnitaryRNNCell(5, N, **o), (BATCH, 5)),
     Entry("cell-complex", lambda **o: UnitaryRNNCell(5, N, nonlinearity="modrelu", **o), (BATCH, 5), is_complex=True),
+    Entry("ssm", lambda **o: UnitarySSM(5, N, skip=False, **o), (STEPS, BATCH, 5)),
     Entry("conv-full", lambda **o: OrthogonalConv2d(N, N, input_size=(3, 4), **o), (BATCH, N, 3, 4)),
     Entry("conv-full-fft", lambda **o: OrthogonalConv2d(N, N, input_size=4, transform="fft", **o), (BATCH, N, 4, 4)),
     Entry("conv-full-strided", lambda **o: OrthogonalConv2d(2, N, stride=2, input_size=6, **o), (BATCH, 2, 6, 6)),
@@ -182,7 +184,12 @@ every_real_entry = pytest.mark.parametrize("entry", REAL, ids=lambda e: e.name)
 def output_of(module: nn.Module, x: Tensor) -> Tensor:
     """The output of a layer, joined with the final states of a recurrent one."""
     result = module(x)
-    return torch.cat([result[0].flatten(), result[1].flatten()]) if isinstance(result, tuple) else result
+    if not isinstance(result, tuple):
+        return result
+    output, h_n = result
+    if h_n.is_complex() and not output.is_complex():
+        h_n = torch.view_as_real(h_n).to(output.dtype)
+    return torch.cat([output.flatten(), h_n.flatten()])
 
 
 def state_twice(module: nn.Module, x: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def in_onnx(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", ["linear", "rnn-two-layers-both-ways", "cell", "conv-full", "conv-full-fft", "conv-local"]
+    "name", ["linear", "rnn-two-layers-both-ways", "cell", "ssm", "conv-full", "conv-full-fft", "conv-local"]
 )
 def test_onnx(name):
     module, x = BY_NAME[name].make(), BY_NAME[name].input()

@@ -19,7 +19,7 @@ every_model = pytest.mark.parametrize("name", NAMES)
 
 def make(name: str, **options: Any) -> nn.Module:
     """A registered model; convolutions start as the identity, since drawing large Haar matrices takes seconds."""
-    start = {} if "rnn" in name else {"init": "identity"}
+    start = {} if "pixel" in name else {"init": "identity"}
     return timm.create_model(name, **{"num_classes": 5, **start, **NARROW.get(name, {}), **options})
 
 

@@ -14,7 +14,15 @@ from timm.models import save_for_hf
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from unitary_layers import GroupSort, OrthogonalConv2d, OrthoResNet, UnitaryPixelRNN, UpdateRule, unitary_weights
+from unitary_layers import (
+    GroupSort,
+    OrthogonalConv2d,
+    OrthoResNet,
+    UnitaryPixelRNN,
+    UnitaryPixelSSM,
+    UpdateRule,
+    unitary_weights,
+)
 from unitary_layers.init import cayley_, haar_
 
 # Where parameters are made, and what acts in training alone: timm leaves them out for its own models too.
@@ -54,10 +62,19 @@ OPTIONS: dict[type[nn.Module], dict[str, tuple[Any, ...]]] = {
         "gradient": ("factored",),
         "global_pool": ("last", *COMMON["global_pool"]),
     },
+    UnitaryPixelSSM: COMMON
+    | {
+        "widths": ({"widths": (8, 12, 4), "block_sizes": (1, 2, 1)},),
+        "embed_dim": (6,),
+        "block_sizes": ([1], (4,)),
+        "decay": (False,),
+        "global_pool": ("last", *COMMON["global_pool"]),
+    },
 }
 TINY: dict[type[nn.Module], dict[str, Any]] = {
     OrthoResNet: {"depths": (1, 0), "widths": (8, 32), "stem_width": 8, "stem_stride": 1, "img_size": 8},
     UnitaryPixelRNN: {"widths": (8,)},
+    UnitaryPixelSSM: {"widths": (8,), "block_sizes": (2,)},
 }
 KINDS = {name: type(make(name, device="meta")) for name in NAMES}
 

@@ -24,3 +24,4 @@ from .linear import UnitaryLinear as UnitaryLinear
 from .recurrent import HadamardRNN as HadamardRNN
 from .recurrent import UnitaryRNN as UnitaryRNN
 from .recurrent import UnitaryRNNCell as UnitaryRNNCell
+from .recurrent import UnitarySSM as UnitarySSM

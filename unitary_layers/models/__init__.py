@@ -2,3 +2,4 @@
 
 from .orthoresnet import OrthoResNet as OrthoResNet
 from .unitary_pixel import UnitaryPixelRNN as UnitaryPixelRNN
+from .unitary_pixel_ssm import UnitaryPixelSSM as UnitaryPixelSSM

@@ -1,0 +1,221 @@
+"""Images read one pixel a step by `unissm_pixel_projunn`: two unitary state space layers with gated units.
+
+The unitary weights move by their rule, attached to AdamW, which moves all others; the rates rise over the first steps
+and fall to zero by a cosine. Phases and decays take a tenth of the rate: over hundreds of steps a small change of an
+angle turns a state far. `--basis` compares what the unitary weights do: learnt, random and frozen, or none at all (the
+identity). `--shift` moves each training image by up to so many pixels in both directions, before its pixels are
+permuted.
+
+    python examples/pixel_ssm.py --quick
+    python examples/pixel_ssm.py --permute --shift 1 --epochs 9 --out runs/pixel_ssm/learnt
+    python examples/pixel_ssm.py --permute --shift 1 --epochs 9 --basis frozen --out runs/pixel_ssm/frozen
+    python examples/report.py runs/pixel_ssm
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from common.curves import draw_runs
+from common.images import IMAGE_SETS, load_images
+from common.log import Row, describe
+from common.options import number
+from common.resumable import ResumableRun
+from common.tasks import PERMUTATION_SEED, generator_for
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+import unitary_layers  # registers the model
+
+BASES = ("learnt", "frozen", "none")
+QUICK = {"images": "digits", "epochs": 3, "width": 16}
+
+
+class Pixels:
+    """Training and test images, standardised, their pixels in one fixed order.
+
+    Attributes:
+        train, test: images `(count, height, width)` and labels.
+        order: where each pixel comes from.
+    """
+
+    def __init__(self, source: dict[str, Any], permute: bool, shift: int) -> None:
+        scale = source.get("largest", 255)
+        (images, labels), (test_images, test_labels) = source["train"], source["test"]
+        images, test_images = images / scale, test_images / scale
+        mean, std = images.mean(), images.std()
+        self.train, self.test = ((images - mean) / std, labels), ((test_images - mean) / std, test_labels)
+        count = images[0].numel()
+        self.order = torch.arange(count)
+        if permute:
+            self.order = torch.randperm(count, generator=torch.Generator().manual_seed(PERMUTATION_SEED))
+        self.shift, self.blank = shift, float(self.train[0].min())
+
+    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Some training images, each moved by up to `shift` pixels."""
+        images, labels = self.train[0][index], self.train[1][index]
+        if self.shift:
+            height, width = images.shape[1:]
+            padded = F.pad(images, (self.shift,) * 4, value=self.blank)
+            down, right = torch.randint(2 * self.shift + 1, (2, len(index), 1), generator=generator)
+            rows = (down + torch.arange(height))[:, :, None]
+            columns = (right + torch.arange(width))[:, None]
+            images = padded[torch.arange(len(index))[:, None, None], rows, columns]
+        return self.ordered(images), labels
+
+    def ordered(self, images: Tensor) -> Tensor:
+        """Images `(count, 1, height, width)` with their pixels in the order of this task."""
+        return images.flatten(1)[:, self.order].view(len(images), 1, *images.shape[1:])
+
+
+class PixelRun(ResumableRun):
+    """One run: a model, its optimiser, its images and how many epochs are done."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.data, self.epoch = Pixels(load_images(args.images, args.root), args.permute, args.shift), 0
+        torch.manual_seed(args.seed)
+        init = "identity" if args.basis == "none" else "haar"
+        self.model = timm.create_model("unissm_pixel_projunn", widths=(args.width, args.width), init=init)
+        self.optimizer = make_optimizer(args, self.model)
+        self.per_epoch = len(self.data.train[0]) // args.batch_size
+        steps = self.per_epoch * args.epochs
+        self.scheduler = LambdaLR(self.optimizer, lambda step: rate(step, min(200, steps // 10), steps))
+        title = f"{args.images}, {len(self.data.order)} pixels, {'permuted' if args.permute else 'in order'}"
+        self.open({"title": title, "baseline": math.log(10), "baseline_name": "guessing"}, timm=timm.__version__)
+
+    def config(self) -> dict[str, Any]:
+        return self.options_but("root", "quick")
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"epoch": self.epoch}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.epoch = state["epoch"]
+
+    def train_epoch(self) -> Row:
+        """One pass over the training images; mean loss and accuracy."""
+        self.model.train()
+        generator = generator_for(self.args.seed, self.epoch)
+        order = torch.randperm(len(self.data.train[0]), generator=generator)[: self.per_epoch * self.args.batch_size]
+        sums = torch.zeros(2)
+        label = f"epoch {self.epoch + 1}/{self.args.epochs}"
+        bar = tqdm(order.split(self.args.batch_size), desc=label, leave=False, disable=not sys.stderr.isatty())
+        for index in bar:
+            images, labels = self.data.batch(index, generator)
+            outputs = self.model(images)
+            loss = F.cross_entropy(outputs, labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.scheduler.step()
+            sums += torch.stack((loss.detach(), (outputs.argmax(1) == labels).float().mean()))
+            self.step += 1
+            bar.set_postfix_str(f"loss {loss.item():.3f}")
+        return dict(zip(("loss", "accuracy"), (sums / self.per_epoch).tolist(), strict=True))
+
+    @torch.no_grad()
+    def evaluate(self) -> Row:
+        """Mean loss and accuracy over the test images."""
+        self.model.eval()
+        images, labels = self.data.test
+        outputs = torch.cat([self.model(self.data.ordered(part)) for part in images.split(100)])
+        accuracy = (outputs.argmax(1) == labels).float().mean().item()
+        return {"test_loss": F.cross_entropy(outputs, labels).item(), "test_accuracy": accuracy}
+
+    def run(self) -> list[Row]:
+        """Train to the last epoch; returns the rows of the log."""
+        while self.epoch < self.args.epochs:
+            start = time.perf_counter()
+            row = self.train_epoch()
+            seconds = time.perf_counter() - start
+            self.epoch, self.seconds = self.epoch + 1, self.seconds + seconds
+            row |= {"step": self.step, "seconds": self.seconds, "steps_per_second": self.per_epoch / seconds}
+            row["unitarity_error"] = float(unitary_layers.unitarity_error_of(self.model))
+            row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+            self.log.append(row | self.evaluate())
+            print(f"epoch {self.epoch}: {describe(self.log.rows[-1])}", flush=True)
+            self.save()
+        draw_runs(self.args.out / "curves.png", {self.args.basis: self.log.rows}, **self.summary)
+        return self.log.rows
+
+
+def rate(step: int, warmup: int, steps: int) -> float:
+    """The factor of the learning rates at a step."""
+    return min((step + 1) / max(warmup, 1), 1.0) * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
+
+
+def make_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW, with weight decay for matrices, a tenth of the rate for phases and decays, and the unitary step."""
+    unitary = {id(weight.parameter) for weight in unitary_layers.unitary_weights(model)}
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "dynamics": []}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in unitary and args.basis != "learnt":
+            parameter.requires_grad_(False)
+        kind = "dynamics" if ".log_" in name else "matrices" if parameter.ndim > 1 else "vectors"
+        groups[kind].append(parameter)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": groups["matrices"], "weight_decay": args.weight_decay},
+            {"params": groups["vectors"], "weight_decay": 0.0},
+            {"params": groups["dynamics"], "weight_decay": 0.0, "lr": args.lr / 10},
+        ],
+        lr=args.lr,
+    )
+    if args.basis == "learnt":
+        unitary_layers.attach(model, optimizer)
+    return optimizer
+
+
+def setup(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of one run."""
+    options = argparse.ArgumentParser(
+        description="Classify images from one pixel a step by unitary state space layers.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = options.add_argument
+    add("--images", choices=IMAGE_SETS, default="mnist")
+    add("--root", type=Path, default=Path("data"), help="where MNIST and FashionMNIST are kept")
+    add("--permute", action="store_true", help="in one fixed random order of the pixels")
+    add("--shift", type=int, default=0, help="pixels by which training images are moved at most")
+    add("--basis", choices=BASES, default="learnt", help="the unitary weights: learnt, random and frozen, the identity")
+    add("--width", type=int, default=96, help="states of each layer")
+    add("--epochs", type=int, default=9, help="passes over the training images")
+    add("--batch-size", type=int, default=50, help="images a step")
+    add("--lr", type=number, default=2e-3, help="learning rate of AdamW")
+    add("--weight-decay", type=number, default=0.01, help="of the matrices that are not unitary")
+    add("--seed", type=int, default=0, help="of the weights and the order of the images")
+    add("--threads", type=int, default=None, help="CPU threads; torch's own choice if not given")
+    add("--out", type=Path, default=None, help="folder of the run; runs/pixel_ssm/BASIS if not given")
+    add("--resume", action="store_true", help="continue the run in --out, or start it if there is none")
+    add("--overwrite", action="store_true", help="replace the run in --out")
+    add("--quick", action="store_true", help=f"defaults for a short run: {QUICK}")
+    if options.parse_args(argv).quick:
+        options.set_defaults(**QUICK)
+    args = options.parse_args(argv)
+    args.device = "cpu"
+    args.out = args.out or Path("runs") / "pixel_ssm" / args.basis
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    run = PixelRun(setup(argv))
+    run.run()
+    print(f"results in {run.args.out}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
