@@ -22,7 +22,7 @@ LEVELS = (
     # how the weights of modules are trained by it
     ("training.precision", "training.memory", "training.content", "training.collected", "training.weight"),
     ("training.owners", "training.watch"),
-    ("training.reduced", "training.batch"),
+    ("training.reduced", "training.batch", "training.lazy"),
     ("training.parallel.shared", "training.parallel.comm_hook", "training.parallel"),
     ("training.factored.once", "training.factored.collect", "training.factored.graphs"),
     ("training.factored.amp", "training.factored"),
@@ -38,6 +38,8 @@ LEVELS = (
     ("layers.activation", "layers.linear", "layers.attention"),
     ("layers.recurrent.packed", "layers.recurrent.fused", "layers.recurrent.operator", "layers.recurrent.scan"),
     ("layers.recurrent.cell", "layers.recurrent.rnn"),
+    ("layers.recurrent.vocabulary", "layers.recurrent.products", "layers.recurrent.planes"),
+    ("layers.recurrent.word_scan", "layers.recurrent.words"),
     ("layers.recurrent",),
     ("layers.conv.full", "layers.conv.local", "layers.conv.support", "layers.conv.padding"),
     ("layers.conv.convnd", "layers.conv.conv"),
@@ -177,7 +179,7 @@ def test_functions_are_short():
 def test_every_public_name_is_at_the_door():
     promised = "UnitaryLinear UnitaryRNN UnitaryRNNCell ModReLU GroupSort UpdateRule projunn_step attach ProjUNN"
     promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty space_to_depth depth_to_space"
-    promised += " StiefelConv1d StiefelConv2d"
+    promised += " UnitaryWordRNN StiefelConv1d StiefelConv2d"
     promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
     promised += " UnitaryMultiheadAttention convert revert"
     promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"

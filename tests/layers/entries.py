@@ -20,6 +20,7 @@ from unitary_layers import (
     UnitaryMultiheadAttention,
     UnitaryRNN,
     UnitaryRNNCell,
+    UnitaryWordRNN,
     UpdateRule,
     projunn_step,
 )
@@ -91,6 +92,19 @@ class SelfAttention(nn.Module):
         return self.attention(x, x, x)[0]  # with weights: torch's kernel without them takes no vmap and no jvp
 
 
+class Sentence(nn.Module):
+    """A sentence of all words, one after another; the input is the state before it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.layer = UnitaryWordRNN(STEPS, N, init="haar", **options)
+
+    def forward(self, h: Tensor) -> Tensor:
+        batch = h.size(1) if isinstance(h, Tensor) and h.dim() > 1 else BATCH
+        ids = torch.arange(STEPS, device=getattr(h, "device", None)).unsqueeze(1).expand(-1, batch)
+        return self.layer(ids, h)[0]
+
+
 ENTRIES = (
     Entry("linear", lambda **o: UnitaryLinear(N, N, **o), (BATCH, N)),
     Entry("linear-without-bias", lambda **o: UnitaryLinear(N, N, bias=False, **o), (BATCH, N)),
@@ -105,6 +119,7 @@ ENTRIES = (
     Entry("rnn-complex", recurrent(nonlinearity="modrelu"), (STEPS, BATCH, 5), is_complex=True),
     Entry("cell", lambda **o: UnitaryRNNCell(5, N, **o), (BATCH, 5)),
     Entry("cell-complex", lambda **o: UnitaryRNNCell(5, N, nonlinearity="modrelu", **o), (BATCH, 5), is_complex=True),
+    Entry("words", Sentence, (1, BATCH, N)),
     Entry("conv-full", lambda **o: OrthogonalConv2d(N, N, input_size=(3, 4), **o), (BATCH, N, 3, 4)),
     Entry("conv-full-fft", lambda **o: OrthogonalConv2d(N, N, input_size=4, transform="fft", **o), (BATCH, N, 4, 4)),
     Entry("conv-full-strided", lambda **o: OrthogonalConv2d(2, N, stride=2, input_size=6, **o), (BATCH, 2, 6, 6)),

@@ -17,3 +17,4 @@ from .conv import StiefelConvTranspose3d as StiefelConvTranspose3d
 from .linear import UnitaryLinear as UnitaryLinear
 from .recurrent import UnitaryRNN as UnitaryRNN
 from .recurrent import UnitaryRNNCell as UnitaryRNNCell
+from .recurrent import UnitaryWordRNN as UnitaryWordRNN

@@ -2,3 +2,4 @@
 
 from .cell import UnitaryRNNCell as UnitaryRNNCell
 from .rnn import UnitaryRNN as UnitaryRNN
+from .words import UnitaryWordRNN as UnitaryWordRNN
