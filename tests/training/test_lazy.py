@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from unitary_layers import ProjUNN, UnitaryWordRNN, UpdateRule, attach, projunn_step
 from unitary_layers.testing import assert_unitary
+from unitary_layers.training.batch import step_of
+from unitary_layers.training.lazy import lazy
+from unitary_layers.training.reduced import ReducedGradient
 
 V, N = 6, 8
 RULES = {
@@ -103,3 +106,17 @@ def test_a_gradient_of_a_word_that_is_not_finite_is_refused():
     with pytest.raises(RuntimeError, match=r"finite gradient.*'weight'"):
         projunn_step(module)
     assert module.weight.grad is not None
+
+
+def test_ranks_that_share_gradients_take_the_words_that_any_of_them_has(monkeypatch):
+    def other_rank_uses_word_4(x: Tensor, *_: object) -> None:
+        x[4] = 1
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", other_rank_uses_word_4)
+    module = UnitaryWordRNN(V, N)
+    loss_of(module, [1, 1]).backward()
+    (weight,) = module.own_unitary_weights()
+    shared = ReducedGradient(weight.gradient, group=None)
+    (part,) = lazy(step_of(weight, shared, weight.rule), shared)
+    assert part.places.tolist() == [1, 4]
+    assert torch.equal(part.direction.inner.dense(), module.weight.grad[[1, 4]])
