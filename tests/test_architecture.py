@@ -13,7 +13,8 @@ LEVELS = (
     ("_version",),
     # what is true of tensors
     ("linalg.check", "linalg.transforms", "linalg.polar", "linalg.unitary", "linalg.lowrank", "linalg.thin"),
-    ("linalg.signal.grid", "linalg.signal.spectrum", "linalg.signal.kernel", "linalg.signal", "linalg"),
+    ("linalg.signal.grid", "linalg.signal.spectrum", "linalg.signal.kernel", "linalg.signal.bound"),
+    ("linalg.signal", "linalg"),
     ("init",),
     ("projunn.gradient", "projunn.noise", "projunn.moments", "projunn.sampling"),
     ("projunn.isometry", "projunn.rotation"),
@@ -36,13 +37,14 @@ LEVELS = (
     ("layers.base.module", "layers.base.forward"),
     ("layers.base",),
     ("layers.activation", "layers.linear", "layers.attention"),
-    ("layers.recurrent.packed", "layers.recurrent.fused", "layers.recurrent.operator", "layers.recurrent.scan"),
-    ("layers.recurrent.cell", "layers.recurrent.rnn"),
+    ("layers.recurrent.packed", "layers.recurrent.linear", "layers.recurrent.fused", "layers.recurrent.operator"),
+    ("layers.recurrent.scan", "layers.recurrent.impulse"),
+    ("layers.recurrent.options", "layers.recurrent.cell", "layers.recurrent.rnn"),
     ("layers.recurrent.vocabulary", "layers.recurrent.products", "layers.recurrent.planes"),
     ("layers.recurrent.word_scan", "layers.recurrent.words"),
     ("layers.recurrent",),
     ("layers.conv.full", "layers.conv.local", "layers.conv.support", "layers.conv.padding"),
-    ("layers.conv.convnd", "layers.conv.conv"),
+    ("layers.conv.orthogonalnd", "layers.conv.applied", "layers.conv.orthogonal", "layers.conv.orthogonal_transpose"),
     ("layers.conv.reads", "layers.conv.stiefelnd", "layers.conv.stiefel", "layers.conv.stiefel_transpose"),
     ("layers.conv",),
     ("layers",),
@@ -51,6 +53,7 @@ LEVELS = (
     ("models.arguments", "models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel", "models"),
     ("testing",),
     ("",),
+    ("__main__",),
 )
 # What a storey must not know, whatever the arrows say: names of torch that it may not mention.
 UNKNOWN = {
@@ -179,6 +182,8 @@ def test_functions_are_short():
 def test_every_public_name_is_at_the_door():
     promised = "UnitaryLinear UnitaryRNN UnitaryRNNCell ModReLU GroupSort UpdateRule projunn_step attach ProjUNN"
     promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty space_to_depth depth_to_space"
+    promised += " OrthogonalConvTranspose1d OrthogonalConvTranspose2d OrthogonalConvTranspose3d"
+    promised += " orthogonality_bound orthogonality_penalty"
     promised += " UnitaryWordRNN StiefelConv1d StiefelConv2d"
     promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
     promised += " UnitaryMultiheadAttention convert revert"

@@ -15,6 +15,7 @@ from unitary_layers import (
     GroupSort,
     ModReLU,
     OrthogonalConv2d,
+    OrthogonalConvTranspose2d,
     OrthoResNet,
     ProjUNN,
     StiefelConv2d,
@@ -101,6 +102,12 @@ CASES = {
     ),
     "full": (OrthogonalConv2d, {"in_channels": 4, "out_channels": 4, "input_size": 4}, CONV, (2, 4, 4, 4)),
     "local": (OrthogonalConv2d, {"in_channels": 4, "out_channels": 4, "kernel_size": 2}, CONV, (2, 4, 4, 4)),
+    "transposed": (
+        OrthogonalConvTranspose2d,
+        {"in_channels": 4, "out_channels": 4, "kernel_size": 2},
+        f"{CONV} output_padding",
+        (2, 4, 4, 4),
+    ),
     "StiefelConv2d": (StiefelConv2d, {"in_channels": 4, "out_channels": 4, "kernel_size": 2}, SIDES, (2, 4, 4, 4)),
     "StiefelConvTranspose2d": (
         StiefelConvTranspose2d,

@@ -12,12 +12,23 @@ from torch import Tensor
 
 from unitary_layers import haar_unitary, low_rank, nearest_unitary, projunn_d, projunn_t, unitarity_error
 from unitary_layers.init import INITS
-from unitary_layers.linalg import depth_to_space, space_to_depth, support_penalty
+from unitary_layers.linalg import (
+    depth_to_space,
+    orthogonality_bound,
+    orthogonality_penalty,
+    space_to_depth,
+    support_penalty,
+)
 from unitary_layers.projunn.sampling import SAMPLERS
 from unitary_layers.testing import assert_unitary
 
 UNITARY = {"nearest_unitary": nearest_unitary, **{f"{name}_": fill for name, fill in INITS.items()}}
-MEASURES = {"unitarity_error": unitarity_error, "support_penalty": lambda x: support_penalty(x, 2)}
+MEASURES = {
+    "unitarity_error": unitarity_error,
+    "support_penalty": lambda x: support_penalty(x, 2),
+    "orthogonality_bound": orthogonality_bound,
+    "orthogonality_penalty": orthogonality_penalty,
+}
 RESHAPES = {
     "space_to_depth": lambda x: space_to_depth(x, (2, 2)),
     "depth_to_space": lambda x: depth_to_space(x, (2,)),

@@ -22,6 +22,9 @@ from .layers import ModReLU as ModReLU
 from .layers import OrthogonalConv1d as OrthogonalConv1d
 from .layers import OrthogonalConv2d as OrthogonalConv2d
 from .layers import OrthogonalConv3d as OrthogonalConv3d
+from .layers import OrthogonalConvTranspose1d as OrthogonalConvTranspose1d
+from .layers import OrthogonalConvTranspose2d as OrthogonalConvTranspose2d
+from .layers import OrthogonalConvTranspose3d as OrthogonalConvTranspose3d
 from .layers import StiefelConv1d as StiefelConv1d
 from .layers import StiefelConv2d as StiefelConv2d
 from .layers import StiefelConv3d as StiefelConv3d
@@ -38,6 +41,8 @@ from .layers import UnitaryWordRNN as UnitaryWordRNN
 from .linalg import depth_to_space as depth_to_space
 from .linalg import haar_unitary as haar_unitary
 from .linalg import nearest_unitary as nearest_unitary
+from .linalg import orthogonality_bound as orthogonality_bound
+from .linalg import orthogonality_penalty as orthogonality_penalty
 from .linalg import space_to_depth as space_to_depth
 from .linalg import support_penalty as support_penalty
 from .linalg import unitarity_error as unitarity_error

@@ -100,6 +100,16 @@ def recurrent(width: int, repetitions: int, steps: int = 784, batch: int = 128) 
     return rows_of("rnn", f"{width}, T = {steps}", _training(last, x), repetitions, "nn.RNN")
 
 
+def last_state(width: int, repetitions: int, steps: int = 784, batch: int = 100) -> Iterator[Row]:
+    """A training step of a linear recurrent layer over a sequence of scalars, of which only the last state is read."""
+    x, layers = torch.randn(steps, batch, 1), {}
+    for gradient in ("dense", "factored"):
+        for name, every in (("all states", True), ("last state", False)):
+            options = {"nonlinearity": "identity", "update": PAPER, "gradient": gradient, "return_sequence": every}
+            layers[f"{name}, {gradient}"] = _Last(UnitaryRNN(1, width, **options))
+    return rows_of("linear rnn", f"{width}, T = {steps}", _training(layers, x), repetitions, "all states, dense")
+
+
 def convolution(channels: int, size: int, repetitions: int, batch: int = 64, with_peers: bool = True) -> Iterator[Row]:
     """A training step of a convolution."""
     x = torch.randn(batch, channels, size, size, requires_grad=True)
@@ -176,7 +186,8 @@ class _Last(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)[0][-1]
+        output = self.layer(x)[0]
+        return output[-1] if getattr(self.layer, "return_sequence", True) else output
 
 
 def _conv3x3(

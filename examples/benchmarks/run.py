@@ -30,7 +30,16 @@ from tqdm import tqdm
 
 import unitary_layers
 
-FULL = ("linear", "compile", "rnn", "conv", "resnet9", "memory", "update")  # what heats the machine comes last
+FULL = (
+    "linear",
+    "compile",
+    "rnn",
+    "linear-rnn",
+    "conv",
+    "resnet9",
+    "memory",
+    "update",
+)  # what heats the machine comes last
 CASES = (*FULL, "copying", "distributed")
 COLORS = {"dense": "C7", "factored": "C0", "local 3 x 3": "C1"}  # of the bars of ours
 
@@ -72,6 +81,10 @@ def tables(only: Iterable[str], quick: bool, repetitions: int) -> Iterator[Itera
         "rnn": [
             cases.recurrent(width, math.ceil(repetitions / 3), steps)
             for width, steps in (((16, 20),) if quick else ((170, 784), (512, 784)))
+        ],
+        "linear-rnn": [
+            cases.last_state(width, math.ceil(repetitions / 3), steps)
+            for width, steps in (((16, 20),) if quick else ((128, 784), (256, 784), (512, 784)))
         ],
         "conv": [
             cases.convolution(c, s, math.ceil(repetitions / 2), **peers)

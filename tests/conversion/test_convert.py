@@ -15,7 +15,17 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import orthogonal, weight_norm
 
 import unitary_layers
-from unitary_layers import UnitaryLinear, UnitaryModule, UpdateRule, attach, convert, nearest_unitary, revert
+from unitary_layers import (
+    OrthogonalConv2d,
+    UnitaryLinear,
+    UnitaryModule,
+    UpdateRule,
+    attach,
+    convert,
+    nearest_unitary,
+    orthogonality_bound,
+    revert,
+)
 from unitary_layers.conversion.kinds import BY_PLAIN
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training import unitary_weights
@@ -349,6 +359,15 @@ def test_a_tie_of_isometries_is_kept():
     assert_rounding(model(x), y, n=100)
 
 
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 0.2)])
+def test_the_way_back_says_what_is_left_of_an_isometry(dtype, allowed):
+    model = nn.Sequential(OrthogonalConv2d(4, 4, 3, padding_mode="circular"), OrthogonalConv2d(4, 4, input_size=4))
+    local, full = revert(model.to(dtype))
+    assert full.note == ""  # for images of one size
+    stated = float(local.note.removeprefix("|sigma^2 - 1| <= "))
+    assert 0.95 * orthogonality_bound(model[0].weight) <= stated <= allowed
+
+
 def test_a_weight_of_zeros_becomes_unitary():
     model = nn.Sequential(nn.Linear(N, N))
     nn.init.zeros_(model[0].weight)
@@ -570,11 +589,14 @@ def test_a_kernel_that_is_divided_is_reverted_divided():
 
 def test_what_torch_has_not_is_not_reverted():
     model = nn.Sequential(
-        unitary_layers.UnitaryRNN(3, N, nonlinearity="modrelu"), unitary_layers.UnitaryRNN(3, N, dtype=torch.complex64)
+        unitary_layers.UnitaryRNN(3, N, nonlinearity="modrelu"),
+        unitary_layers.UnitaryRNN(3, N, dtype=torch.complex64),
+        unitary_layers.UnitaryRNN(3, N, return_sequence=False),
     )
     assert [row.note for row in revert(model)] == [
         "torch's has no nonlinearity 'modrelu'",
         "torch's has no complex numbers",
+        "torch's returns the states of all time steps",
     ]
     assert all(isinstance(layer, unitary_layers.UnitaryRNN) for layer in model)
 

@@ -18,7 +18,7 @@ def test_every_case_is_timed_and_written(tmp_path: Path, capsys: pytest.CaptureF
     only = [case for case in run.CASES if case != "compile"]  # which takes a compiler and half a minute
     rows = run.main(["--quick", "--repetitions", "1", "--out", str(tmp_path), "--only", *only])
     cases = {"update", "update, complex", "linear", "rnn", "conv", "resnet9", "memory", "copying to loss 2"}
-    cases |= {"distributed", "distributed, all-reduced"}
+    cases |= {"linear rnn", "distributed", "distributed, all-reduced"}
     assert {row.case for row in rows} == cases
     assert all(row.ratio > 0 for row in rows)
     for case in ("linear", "rnn", "conv", "resnet9"):

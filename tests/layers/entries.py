@@ -13,6 +13,7 @@ from unitary_layers import (
     OrthogonalConv1d,
     OrthogonalConv2d,
     OrthogonalConv3d,
+    OrthogonalConvTranspose2d,
     StiefelConv1d,
     StiefelConv2d,
     StiefelConvTranspose2d,
@@ -81,6 +82,11 @@ def recurrent(**fixed: Any) -> Callable[..., nn.Module]:
     return lambda **options: UnitaryRNN(5, N, **fixed, **options)
 
 
+def last_state(**options: Any) -> nn.Module:
+    """A linear layer with few features, which takes Note [Responses to impulses]."""
+    return UnitaryRNN(1, N, nonlinearity="identity", return_sequence=False, gradient="factored", **options)
+
+
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself, as the layers take it: one input, one output."""
 
@@ -125,6 +131,7 @@ ENTRIES = (
     Entry("conv-full-strided", lambda **o: OrthogonalConv2d(2, N, stride=2, input_size=6, **o), (BATCH, 2, 6, 6)),
     Entry("conv-local", lambda **o: OrthogonalConv2d(N, N, 3, **o), (BATCH, N, 4, 5)),
     Entry("conv-1d", lambda **o: OrthogonalConv1d(N, N, input_size=5, bias=False, **o), (BATCH, N, 5)),
+    Entry("conv-transposed", lambda **o: OrthogonalConvTranspose2d(N, 4, 3, stride=(1, 2), **o), (BATCH, N, 2, 3)),
     Entry("conv-3d-local", lambda **o: OrthogonalConv3d(N, N, 2, **o), (BATCH, N, 2, 3, 4)),
     Entry("attention", SelfAttention, (STEPS, BATCH, N)),
     Entry("stiefel", lambda **o: StiefelConv2d(5, N, 3, padding=1, **o), (BATCH, 5, 4, 3)),
@@ -146,6 +153,7 @@ ENTRIES = (
     ),
     Entry("rnn-factored", recurrent(nonlinearity="modrelu", gradient="factored"), (STEPS, BATCH, 5)),
     Entry("rnn-module-factored", recurrent(nonlinearity=nn.Softsign(), gradient="factored"), (STEPS, BATCH, 5)),
+    Entry("rnn-last-state-factored", last_state, (STEPS, BATCH, 1)),
     Entry("cell-factored", lambda **o: UnitaryRNNCell(5, N, gradient="factored", **o), (BATCH, 5)),
     Entry(
         "conv-factored", lambda **o: OrthogonalConv2d(N, N, input_size=4, gradient="factored", **o), (BATCH, N, 4, 4)

@@ -90,8 +90,13 @@ def test_a_sequence_is_as_long_as_that_of_the_export():
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
-def test_a_sequence_of_any_length_is_one_operator_of_the_export(strict):
-    layer = UnitaryRNN(3, N, nonlinearity="modrelu", bidirectional=True)
+@pytest.mark.parametrize(
+    "options",
+    [{"nonlinearity": "modrelu"}, {"nonlinearity": "identity", "return_sequence": False}],
+    ids=["all", "last"],
+)
+def test_a_sequence_of_any_length_is_one_operator_of_the_export(options, strict):
+    layer = UnitaryRNN(3, N, bidirectional=True, **options)
     dims = {0: torch.export.Dim("steps", min=2, max=1000), 1: torch.export.Dim("batch", min=2)}
     program = torch.export.export(layer, (torch.randn(5, BATCH, 3),), dynamic_shapes=(dims,), strict=strict)
     assert sum("unitary_layers.scan" in str(node.target) for node in program.graph.nodes) == 2

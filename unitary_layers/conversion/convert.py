@@ -108,7 +108,8 @@ def revert(model: nn.Module) -> Report:
         model: of any classes; its layers are changed.
 
     Returns:
-        A :class:`Report`: printed, a table of what became of each layer.
+        A :class:`Report`: printed, a table of what became of each layer. The note of a local convolution bounds what
+        rounding has left of the isometry, by :func:`orthogonality_bound`.
 
     Raises:
         TypeError: for what is not a module.

@@ -7,9 +7,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from ..layers import UnitaryModule
-from ..layers.conv.convnd import OrthogonalConvNd
 from ..layers.conv.local import LocalSupport
+from ..layers.conv.orthogonal import OrthogonalConvNd
 from ..layers.conv.stiefelnd import StiefelNd
+from ..linalg.signal import orthogonality_bound
 from ..projunn.rule import UpdateRule
 from .kinds import BY_OURS, BY_PLAIN, ISOMETRY_OF, WITHOUT_COUNTERPART, Kind, built
 from .swap import Swap, contents_of, parametrizations_of, source_of, unitary_names
@@ -73,6 +74,8 @@ def back(layer: nn.Module, parent: nn.Module | None) -> Swap:
         kernel = layer.spatial_kernel()
     if arguments.get("nonlinearity", "tanh") not in NONLINEARITIES:
         raise LeaveAlone(f"torch's has no nonlinearity {layer.nonlinearity!r}")
+    if not getattr(layer, "return_sequence", True):
+        raise LeaveAlone("torch's returns the states of all time steps")
     if layer.is_complex and "nonlinearity" in arguments:
         raise LeaveAlone("torch's has no complex numbers")
     of_attention = isinstance(parent, (nn.MultiheadAttention, BY_PLAIN[nn.MultiheadAttention].ours))
@@ -85,7 +88,18 @@ def back(layer: nn.Module, parent: nn.Module | None) -> Swap:
         values = {name: value.to(dtypes[0]) for name, value in values.items()}
     known = frozenset(vars(built(type(layer), _again(layer, kind), device="meta")))
     scale = layer.scale if isinstance(layer, StiefelNd) else 1.0
-    return Swap(layer, twin, {name: value.contiguous() for name, value in values.items()}, known, scale)
+    values = {name: value.contiguous() for name, value in values.items()}
+    return Swap(layer, twin, values, known, scale, note=_certificate(layer, values))
+
+
+def _certificate(layer: nn.Module, values: dict[str, Tensor]) -> str:
+    """What rounding has left of an isometry, for images of every size: of a local convolution, as it is stored."""
+    if not isinstance(layer, OrthogonalConvNd) or not isinstance(layer.support, LocalSupport) or layer.is_complex:
+        return ""
+    kernel = values["weight"]
+    if kernel.is_meta:
+        return ""
+    return f"|sigma^2 - 1| <= {float(orthogonality_bound(kernel, layer.stride, groups=layer.groups)):.1e}"
 
 
 def _kind_of(layer: nn.Module) -> Kind:
@@ -156,4 +170,4 @@ def _of_isometry(layer: OrthogonalConvNd, arguments: dict[str, Any]) -> tuple[di
         raise LeaveAlone("torch has no such padding of an even kernel, with a stride along another side")
     else:
         padding = tuple(before)
-    return arguments | {"kernel_size": taps, "padding": padding, "padding_mode": "circular"}, kernel
+    return arguments | {"kernel_size": taps, "padding": padding, "padding_mode": layer.padding_mode}, kernel

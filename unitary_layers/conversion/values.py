@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..layers import UnitaryModule
-from ..layers.conv.convnd import OrthogonalConvNd
+from ..layers.conv.orthogonal import OrthogonalConvNd
 from ..linalg import nearest_unitary, unitarity_error
 from ..training.watch import rounding_tolerance
 from ..training.weight import UnitaryWeight, as_complex

@@ -8,6 +8,9 @@ from .base import UnitaryModule as UnitaryModule
 from .conv import OrthogonalConv1d as OrthogonalConv1d
 from .conv import OrthogonalConv2d as OrthogonalConv2d
 from .conv import OrthogonalConv3d as OrthogonalConv3d
+from .conv import OrthogonalConvTranspose1d as OrthogonalConvTranspose1d
+from .conv import OrthogonalConvTranspose2d as OrthogonalConvTranspose2d
+from .conv import OrthogonalConvTranspose3d as OrthogonalConvTranspose3d
 from .conv import StiefelConv1d as StiefelConv1d
 from .conv import StiefelConv2d as StiefelConv2d
 from .conv import StiefelConv3d as StiefelConv3d

@@ -99,6 +99,21 @@ class UnitaryLinear(UnitaryModule):
             return F.linear(input, weight, bias)
         return collect(F.linear(input, weight.detach(), bias), factored, input)
 
+    def adjoint(self, output: Tensor) -> Tensor:
+        """The adjoint ``W^H`` of the map, without a bias: the inverse where the layer keeps all lengths.
+
+        Args:
+            output: ``(..., out_features)``, as ``forward`` returns it.
+
+        Returns:
+            ``(..., in_features)``, differentiable; gradients that come through it are dense.
+
+        Raises:
+            RuntimeError: for another number of features.
+        """
+        watch_own(self)
+        return F.linear(output, value_in_use(self, "weight", output).mH)
+
     def extra_repr(self) -> str:
         parts = [f"in_features={self.in_features}, out_features={self.out_features}"]
         parts += [] if self.bias is not None else ["bias=False"]

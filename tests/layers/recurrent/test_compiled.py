@@ -19,6 +19,7 @@ CASES = {
     "padded": ({}, False),
     "packed both ways": ({"nonlinearity": "modrelu", "bidirectional": True}, True),
     "complex": ({"nonlinearity": "identity", "dtype": torch.complex64}, False),
+    "last state": ({"nonlinearity": "identity", "input_size": 1, "return_sequence": False}, False),
 }
 ignore_dynamo = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # at a break
 
@@ -50,11 +51,11 @@ def loss_of(layer: nn.Module, x: Tensor, *, packed: bool) -> Tensor:
 @ignore_dynamo
 @pytest.mark.parametrize(("options", "packed"), CASES.values(), ids=CASES)
 def test_lengths_share_two_graphs_with_one_operator_a_direction(options, packed):
-    layer, backend = UnitaryRNN(5, N, **options), Graphs()
+    layer, backend = UnitaryRNN(**{"input_size": 5, "hidden_size": N} | options), Graphs()
     twin = copy.deepcopy(layer)
     compiled = torch.compile(layer, backend=backend, fullgraph=not packed)
     for steps in (6, 9, 4):
-        x = torch.randn(steps, BATCH, 5, dtype=options.get("dtype"))
+        x = torch.randn(steps, BATCH, layer.input_size, dtype=options.get("dtype"))
         losses = [loss_of(compiled, x, packed=packed), loss_of(twin, x, packed=packed)]
         assert_rounding(*losses, n=steps * N * BATCH)
         for loss in losses:

@@ -8,6 +8,7 @@ from torch.autograd import gradcheck
 
 from unitary_layers import ModReLU, haar_unitary
 from unitary_layers.layers.recurrent.fused import FUSED, kind_of
+from unitary_layers.layers.recurrent.linear import are_few
 from unitary_layers.layers.recurrent.operator import scan_operator
 from unitary_layers.layers.recurrent.scan import loop
 from unitary_layers.layers.recurrent.scan import scan as scan_packed
@@ -92,6 +93,16 @@ def gradients(run, sizes, leaves, activation, reverse, read, of=None) -> tuple[T
 @sizes
 @ways
 def test_node_loop_and_definition_agree(nonlinearity, dtype, sizes, reverse):
+    assert_agree(nonlinearity, dtype, sizes, reverse)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128, torch.float32], ids=str)
+@ways
+def test_pairs_of_steps_agree_with_the_definition(dtype, reverse):
+    assert_agree("identity", dtype, [2] * 18, reverse)
+
+
+def assert_agree(nonlinearity: str, dtype: torch.dtype, sizes: list[int], reverse: bool) -> None:
     activation = make_activation(nonlinearity, dtype)
     leaves = make_leaves(sizes, dtype, activation)
     is_fused = not (nonlinearity == "modrelu" and dtype.is_complex)
@@ -102,6 +113,21 @@ def test_node_loop_and_definition_agree(nonlinearity, dtype, sizes, reverse):
             *found, actual = gradients(run, sizes, leaves, activation, reverse, read)
             for mine, twin in zip([*found, *actual], [*values, *expected], strict=True):
                 assert_rounding(mine, twin, n=N * sum(sizes))
+
+
+def test_few_numbers_a_step_and_many_steps_go_by_pairs():
+    def few(sizes: list[int], n: int, dtype: torch.dtype = torch.float32) -> bool:
+        return are_few(sizes, torch.empty(sum(sizes), n, dtype=dtype))
+
+    assert few([2] * 18, N)
+    assert few([1] * 9, N)
+    assert few([16] * 100, 64)
+    assert not few([17] * 100, 64)  # many products
+    assert not few([65] * 100, 16)  # many numbers
+    assert not few([1] * 8, N)  # few steps
+    assert not few([2] * 18 + [1], N)  # of different lengths
+    assert not few([0] * 18, N)
+    assert not few([2] * 18, N, torch.bfloat16)
 
 
 @pytest.mark.parametrize("nonlinearity", sorted(FUSED))

@@ -37,6 +37,11 @@ CASES = {
     "rnn-relu": (lambda **o: UnitaryRNN(3, N, nonlinearity="relu", **o), (4, ROWS, 3), REAL),
     "rnn-two-ways": (lambda **o: UnitaryRNN(3, N, 2, bidirectional=True, **o), (4, ROWS, 3), REAL),
     "rnn-module": (lambda **o: UnitaryRNN(3, N, nonlinearity=nn.Softsign(), **o), (4, ROWS, 3), REAL),
+    "rnn-last-state": (
+        lambda **o: UnitaryRNN(1, N, nonlinearity="identity", return_sequence=False, **o),
+        (4, ROWS, 1),
+        REAL,
+    ),
     "rnn-complex": (lambda **o: UnitaryRNN(3, N, nonlinearity="modrelu", **o), (4, ROWS, 3), COMPLEX),
     "cell": (lambda **o: UnitaryRNNCell(3, N, **o), (ROWS, 3), REAL),
     "conv-basis": (lambda **o: OrthogonalConv2d(4, 4, input_size=(3, 4), **o), (ROWS, 4, 3, 4), REAL),

@@ -84,7 +84,19 @@ class FullSupport:
         factored: Factored = (None, None),
     ) -> Tensor:
         """``x`` ``(b, groups * in_channels, *size)`` to ``(b, groups * out_channels, *grid)``."""
-        x = space_to_depth(x, self.stride)
+        return self._through_bins(space_to_depth(x, self.stride), weight, pairs, constants, factored)
+
+    def adjoint(self, y: Tensor, weight: Tensor, pairs: Tensor | None, constants: dict[str, Tensor]) -> Tensor:
+        """``y`` ``(b, groups * out_channels, *grid)`` to ``(b, groups * in_channels, *size)``: the adjoint."""
+        # Of a pair (re, im) the conjugate is (re, -im).
+        pairs_h = None if pairs is None else pairs.transpose(-3, -2) * pairs.new_tensor([1.0, -1.0])
+        x = self._through_bins(y, weight.mT, pairs_h, constants, (None, None))
+        return depth_to_space(x, self.stride)
+
+    def _through_bins(
+        self, x: Tensor, weight: Tensor, pairs: Tensor | None, constants: dict[str, Tensor], factored: Factored
+    ) -> Tensor:
+        """``x`` ``(b, channels, *grid)`` times the blocks at all frequencies."""
         if self.transform == "basis":
             basis = self._basis(constants["basis"], x)
             real, z = to_bins_by_basis(x, basis, len(weight) // self.groups)
@@ -115,7 +127,7 @@ class FullSupport:
         y = real @ blocks.to(real.dtype).mT
         y = y if factored[0] is None else collect(y, factored[0], real)
         if pairs is None:
-            y_z = z.new_zeros(0, self.groups, z.size(2), self.out_channels, 2)
+            y_z = z.new_zeros(0, self.groups, z.size(2), weight.size(-2), 2)
         else:
             blocks = _constant(pairs, factored[1]).unflatten(0, (-1, self.groups))
             y_z = pair_matmul(z, blocks.to(z.dtype))

@@ -8,17 +8,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...linalg.signal.grid import pad_periodic
+from ...linalg.signal.grid import fold_periodic, pad_periodic
 from ...linalg.signal.kernel import centred_shifts, local_kernel, shift_count
 from ...training.precision import without_autocast
 from .full import Factored
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+# Note [Zeros around an image]
+# A circular convolution with orthonormal rows maps the whole periodic signal. With zeros around the image it is that
+# of a larger periodic signal, which is zero outside of the image, and of whose output only a part is looked at. So no
+# distance grows, and what goes over the border is lost. 12 x 12 pixels, 3 x 3 taps, 8 channels, Haar, three
+# draws: 84 % of the singular values are 1, the least are 0.03, 3e-6 and 9e-8.
+
+# Note [Stride and dilation]
+# Two taps u and u' of a kernel meet in A A^T where d (u - u') is a multiple of the stride s. Without a factor in common
+# that is where u - u' is one: as without the dilation. So A A^T = I stays true.
 
 
 @dataclass(frozen=True)
 class LocalSupport:
-    """A convolution with a small kernel made of orthogonal matrices, padded periodically, for images of any size.
+    """A convolution with a small kernel made of orthogonal matrices, for images of any size.
 
     Attributes:
         in_channels: of one group.
@@ -26,7 +38,8 @@ class LocalSupport:
         groups: number of them.
         kernel_size: of each side, at least the stride.
         stride: of each side.
-        dilation: of each side.
+        dilation: of each side, without a factor in common with the stride.
+        padding_mode: "circular", or "zeros", with which it is no isometry; see Note [Zeros around an image].
     """
 
     in_channels: int
@@ -35,6 +48,12 @@ class LocalSupport:
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
+    padding_mode: str = "circular"
+
+    @property
+    def is_periodic(self) -> bool:
+        """Whether the image goes on periodically, and not with zeros."""
+        return self.padding_mode == "circular"
 
     @property
     def channels(self) -> int:
@@ -82,9 +101,28 @@ class LocalSupport:
         """``x`` ``(b, groups * in_channels, *size)`` to ``(b, groups * out_channels, *size / stride)``."""
         self._check_sides(x.shape[2:])
         kernel = self.kernel(weight, shifts).to(x.dtype)
-        padded = pad_periodic(x, *self.padding())
+        before, after = self.padding()
+        padded = pad_periodic(x, before, after) if self.is_periodic else F.pad(x, _widths(before, after))
         return CONVOLUTIONS[len(self.stride)](padded, kernel, None, self.stride, 0, self.dilation, self.groups)
+
+    def adjoint(self, y: Tensor, weight: Tensor, shifts: Tensor | None, constants: dict[str, Tensor]) -> Tensor:
+        """``y`` ``(b, groups * out_channels, *size)`` to ``(b, groups * in_channels, *size * stride)``: the adjoint.
+
+        torch's transposed convolution goes beyond the image. What lies there is folded back, modulo the size of the
+        image, or cut off where there were zeros.
+        """
+        kernel, more = self.kernel(weight, shifts).to(y.dtype), [s - 1 for s in self.stride]
+        wide = TRANSPOSED[len(self.stride)](y, kernel, None, self.stride, 0, more, self.groups, self.dilation)
+        before, after = self.padding()
+        if self.is_periodic:
+            return fold_periodic(wide, before, after)
+        return F.pad(wide, [-width for width in _widths(before, after)])
 
     def _check_sides(self, size: Sequence[int]) -> None:
         if any(n % s for n, s in zip(size, self.stride, strict=True)):
             raise ValueError(f"expected sides that are multiples of the stride {self.stride}, got {tuple(size)}")
+
+
+def _widths(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """As ``F.pad`` takes them: the last side first."""
+    return [width for pair in zip(reversed(before), reversed(after), strict=True) for width in pair]

@@ -79,10 +79,14 @@ class UnitaryRNNBase(UnitaryModule):
             if child is not self and callable(reset := getattr(child, "reset_parameters", None)):
                 reset()
 
+    def _input_map(self, x: Tensor, suffix: str) -> tuple[Tensor, Tensor | None]:
+        """The input weight ``(n, input_size)`` and the sum of both biases ``(n,)``."""
+        bias = self.value(f"bias_ih{suffix}", x) + self.value(f"bias_hh{suffix}", x) if self.bias else None
+        return self.value(f"weight_ih{suffix}", x), bias
+
     def _project(self, x: Tensor, suffix: str) -> Tensor:
         """Input times input weight, plus both biases: ``(..., input_size)`` to ``(..., n)``."""
-        bias = self.value(f"bias_ih{suffix}", x) + self.value(f"bias_hh{suffix}", x) if self.bias else None
-        return F.linear(x, self.value(f"weight_ih{suffix}", x), bias)
+        return F.linear(x, *self._input_map(x, suffix))
 
 
 class UnitaryRNNCell(UnitaryRNNBase):

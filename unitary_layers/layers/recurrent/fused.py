@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..activation import ModReLU
+from .linear import are_few, by_pairs
 from .packed import alive_of, states_before
 
 
@@ -73,6 +74,9 @@ def states(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """All states ``(sum(sizes), n)`` and the last of each sequence ``(batch, n)``; as :func:`scan`."""
+    if kind == "identity" and are_few(sizes, projected):
+        output = by_pairs(projected, h_0 @ weight.mT, weight.mT, reverse=reverse)
+        return output, output[: len(h_0)].clone() if reverse else output[-len(h_0) :].clone()
     ended: list[Tensor] = []
     output = torch.empty_like(projected, memory_format=torch.contiguous_format)
     steps = list(zip(projected.split(sizes), output.split(sizes), strict=True))
@@ -107,7 +111,12 @@ def gradients(
     With the states before, the first give that of the weight: :func:`product_over_time`.
     """
     carried = torch.zeros_like(h_0) if arriving.h_n is None else arriving.h_n.clone()
-    conjugate, delta = weight.conj(), torch.empty_like(output)
+    conjugate = weight.conj()
+    if kind == "identity" and are_few(sizes, output):
+        arrived = torch.zeros_like(output) if arriving.output is None else arriving.output
+        delta = by_pairs(arrived, carried, conjugate, reverse=not reverse)
+        return delta, (delta[-len(h_0) :] if reverse else delta[: len(h_0)]) @ conjugate, None
+    delta = torch.empty_like(output)
     grad_bias = torch.zeros_like(h_0) if with_bias else None
     parts = [None] * len(sizes) if arriving.output is None else arriving.output.split(sizes)
     steps = list(zip(parts, output.split(sizes), delta.split(sizes), strict=True))

@@ -33,12 +33,36 @@ def states_before(output: Tensor, h_0: Tensor, sizes: Sequence[int], reverse: bo
     return [(slice(None), torch.cat([h_0, output]).index_select(0, rows))]
 
 
+def by_age(x: Tensor, lengths: Tensor | int, batch: int, reverse: bool) -> Tensor:
+    """Inputs by how many steps before the end they are read, ``(batch, steps * features)``.
+
+    Args:
+        x: rows of a packed sequence ``(rows, features)``.
+        lengths: as for :func:`scan`.
+        batch: sequences. Where one is shorter than the longest, zeros stand for what it has not.
+        reverse: whether the first time step is read last.
+    """
+    steps, features = len(lengths) if isinstance(lengths, Tensor) else lengths, x.size(-1)
+    if isinstance(lengths, Tensor):
+        time, sequence = _places(lengths)
+        age = time if reverse else torch.bincount(sequence)[sequence] - 1 - time
+        x = x.new_zeros(steps * batch, features).index_copy(0, (age * batch + sequence).to(x.device), x)
+        reverse = True
+    aged = x.view(steps, batch, features)
+    return (aged if reverse else aged.flip(0)).transpose(0, 1).reshape(batch, steps * features)
+
+
+def _places(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The time step and the sequence of each row."""
+    starts, time = sizes.cumsum(0) - sizes, torch.arange(len(sizes)).repeat_interleave(sizes)
+    return time, torch.arange(len(time)) - starts[time]
+
+
 def _rows_before(batch_sizes: Sequence[int], reverse: bool, device: torch.device) -> Tensor:
     """For each row of a packed sequence, the row of ``cat([h_0, output])`` that holds the state before it."""
     sizes = torch.tensor(batch_sizes)
     batch, starts = int(sizes[0]), sizes.cumsum(0) - sizes
-    time = torch.arange(len(sizes)).repeat_interleave(sizes)
-    sequence = torch.arange(len(time)) - starts[time]
+    time, sequence = _places(sizes)
     other = time + (1 if reverse else -1)
     inside = (other >= 0) & (other < len(sizes))
     other = other.clamp(0, len(sizes) - 1)

@@ -1,6 +1,5 @@
 """A recurrent layer with unitary recurrent matrices, in the place of ``nn.RNN``."""
 
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ from ..activation import make_activation
 from ..base.forward import factored_weight, value_in_use, watch_own
 from ..base.inputs import dtype_differs
 from .cell import UnitaryRNNBase
+from .impulse import impulses_pay, last_states
+from .options import check_options
 from .scan import scan
 
 
@@ -53,6 +54,9 @@ class UnitaryRNN(UnitaryRNNBase):
         init: how they start: "haar", "identity", "henaff", "cayley", "timescales" or a filler.
         gradient: "dense", or "factored": the fast way, in which backward leaves in ``.grad`` of the recurrent weights
             a sample of small rank, kept as its two factors; see Note [Sampling inside backward].
+        return_sequence: whether the output holds the states of all time steps; False for those after the last one
+            alone. Of a layer with nonlinearity "identity", few input features and no ``h_0`` that saves most of the
+            time and memory; see Note [Responses to impulses].
 
     Inputs:
         input: ``(seq, batch, input_size)``, ``(seq, input_size)``, batch first if so said, or a ``PackedSequence``.
@@ -60,7 +64,9 @@ class UnitaryRNN(UnitaryRNNBase):
             given.
 
     Outputs:
-        output: ``(seq, batch, D * n)``, the last layer's states, in the form of the input.
+        output: ``(seq, batch, D * n)``, the last layer's states, in the form of the input; without
+            ``return_sequence`` ``(batch, D * n)``, or ``(D * n,)`` unbatched: the state that each direction of the
+            last layer ends with, backwards that at the first time step.
         h_n: in the shape of ``h_0``, the last state of each layer and direction.
 
     Raises:
@@ -95,13 +101,16 @@ class UnitaryRNN(UnitaryRNNBase):
         update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
         init: str | Callable[..., Tensor] = "henaff",
         gradient: str = "dense",
+        return_sequence: bool = True,
     ) -> None:
         super().__init__(input_size, hidden_size, nonlinearity, bias, dtype, update, init, gradient)
-        _check_options(num_layers, dropout, bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
+        check_options(num_layers, dropout, **flags, return_sequence=return_sequence)
         self.num_layers = num_layers
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
+        self.return_sequence = return_sequence
         self._directions = 2 if bidirectional else 1
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         for layer in range(num_layers):
@@ -136,11 +145,16 @@ class UnitaryRNN(UnitaryRNNBase):
             return self.recorded(input, hx)
         if hx is not None:
             check_dense("hx of UnitaryRNN", hx)
-        if isinstance(input, PackedSequence):
-            data, sizes, order, undo = input
-            h_0 = None if hx is None else _reordered(hx, order)
-            output, h_n = self._run(data, sizes, h_0, int(sizes[0]))
-            return PackedSequence(output, sizes, order, undo), _reordered(h_n, undo)
+        return self._packed(input, hx) if isinstance(input, PackedSequence) else self._padded(input, hx)
+
+    def _packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence | Tensor, Tensor]:
+        data, sizes, order, undo = input
+        h_0 = None if hx is None else _reordered(hx, order)
+        output, h_n = self._run(data, sizes, h_0, int(sizes[0]))
+        h_n = _reordered(h_n, undo)
+        return (PackedSequence(output, sizes, order, undo) if self.return_sequence else self._last(h_n)), h_n
+
+    def _padded(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
         check_dense("input of UnitaryRNN", input)
         if input.dim() not in (2, 3):
             raise ValueError(f"UnitaryRNN: Expected input to be 2D or 3D, got {input.dim()}D instead")
@@ -148,41 +162,66 @@ class UnitaryRNN(UnitaryRNNBase):
         if hx is not None and hx.dim() != input.dim():
             kind = "batched 3-D" if batched else "unbatched 2-D"
             raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
-        batch_dim = 0 if self.batch_first else 1
         x = (input.transpose(0, 1) if self.batch_first else input) if batched else input.unsqueeze(1)
         if x.size(0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         h_0 = hx if hx is None or batched else hx.unsqueeze(1)
         steps = int(x.size(0)) if torch.jit.is_tracing() else x.size(0)  # to whom sizes are tensors
         output, h_n = self._run(rearrange(x, "t b f -> (t b) f"), steps, h_0, x.size(1))
+        h_n = h_n if batched else h_n.squeeze(1)
+        if not self.return_sequence:
+            return self._last(h_n), h_n
         output = rearrange(output, "(t b) f -> t b f", t=x.size(0))
         if not batched:
-            return output.squeeze(1), h_n.squeeze(1)
-        return (output.transpose(0, 1) if batch_dim == 0 else output), h_n
+            return output.squeeze(1), h_n
+        return (output.transpose(0, 1) if self.batch_first else output), h_n
+
+    def _last(self, h_n: Tensor) -> Tensor:
+        """The last states of the last layer, both directions side by side."""
+        return rearrange(h_n[-self._directions :], "d ... n -> ... (d n)")
 
     def _run(self, x: Tensor, lengths: Tensor | int, hx: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
         """All layers over packed rows ``(rows, input_size)``, with lengths as for :func:`scan`."""
         watch_own(self)
         if self.training and torch.is_grad_enabled() and not is_transformed():
             self.uses = len(lengths) if isinstance(lengths, Tensor) else lengths
-        hx = self._initial_state(x, batch, hx)
+        initial = self._initial_state(x, batch, hx)
         h_n = []
         for layer in range(self.num_layers):
+            is_last = layer == self.num_layers - 1 and hx is None and not self.return_sequence
+            last = self.activations[-self._directions :]
+            by_impulses = is_last and impulses_pay(last, x, lengths, batch, self.hidden_size, self.bias)
             states = []
             for direction, suffix in enumerate(self._suffixes(layer)):
                 i = layer * self._directions + direction
-                projected = self._project(x, suffix)
-                weight = value_in_use(self, f"weight_hh{suffix}", projected)
-                h_0 = hx[i].to(projected.dtype)
-                factored, reverse = factored_weight(self, f"weight_hh{suffix}"), direction == 1
-                args = (projected, lengths, h_0, weight, self.activations[i])
-                state, h = scan(*args, factored=factored, reverse=reverse)
+                run = self._by_impulses if by_impulses else self._by_steps
+                state, h = run(x, lengths, initial[i], suffix, self.activations[i])
                 states.append(state)
                 h_n.append(h)
             x = torch.cat(states, dim=-1) if self.bidirectional else states[0]
             if self.dropout and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
         return x, torch.stack(h_n)
+
+    def _by_steps(
+        self, x: Tensor, lengths: Tensor | int, h_0: Tensor, suffix: str, activation: nn.Module
+    ) -> tuple[Tensor, Tensor]:
+        """All states of one direction of a layer, and the last ones."""
+        projected = self._project(x, suffix)
+        weight = value_in_use(self, f"weight_hh{suffix}", projected)
+        factored, reverse = factored_weight(self, f"weight_hh{suffix}"), suffix.endswith("reverse")
+        h_0 = h_0.to(projected.dtype)
+        return scan(projected, lengths, h_0, weight, activation, factored=factored, reverse=reverse)
+
+    def _by_impulses(
+        self, x: Tensor, lengths: Tensor | int, h_0: Tensor, suffix: str, activation: nn.Module
+    ) -> tuple[Tensor, Tensor]:
+        """The last states of one direction of a linear layer from zero, twice."""
+        weight = value_in_use(self, f"weight_hh{suffix}", x)
+        factored, reverse = factored_weight(self, f"weight_hh{suffix}"), suffix.endswith("reverse")
+        of = (x, lengths, len(h_0), *self._input_map(x, suffix), weight, activation)
+        h = last_states(*of, factored=factored, reverse=reverse)
+        return h, h
 
     def _initial_state(self, x: Tensor, batch: int, hx: Tensor | None) -> Tensor:
         """The initial state ``(D * num_layers, batch, n)``, after a look at the shapes of input and state."""
@@ -203,7 +242,7 @@ class UnitaryRNN(UnitaryRNNBase):
 
     def extra_repr(self) -> str:
         defaults = {"num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False}
-        defaults |= {"dropout": 0.0, "bidirectional": False, "is_complex": False}
+        defaults |= {"dropout": 0.0, "bidirectional": False, "is_complex": False, "return_sequence": True}
         parts = [f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *parts, *self.extra_repr_of_rule("henaff")])
 
@@ -211,24 +250,3 @@ class UnitaryRNN(UnitaryRNNBase):
 def _reordered(h: Tensor, order: Tensor | None) -> Tensor:
     """The batch dimension of a state ``(layers, batch, n)`` in another order."""
     return h if order is None else h.index_select(1, order)
-
-
-def _check_options(num_layers: int, dropout: float, **flags: bool) -> None:
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
-    if not isinstance(num_layers, int) or isinstance(num_layers, bool):
-        raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
-    if num_layers < 1:
-        raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
-    if not isinstance(dropout, (int, float)) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
-        raise ValueError(
-            "dropout should be a number in range [0, 1] representing the probability of an element being zeroed, "
-            f"got {dropout!r}"
-        )
-    if dropout > 0 and num_layers == 1:
-        warnings.warn(
-            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers "
-            f"greater than 1, but got dropout={dropout} and num_layers={num_layers}",
-            stacklevel=3,
-        )

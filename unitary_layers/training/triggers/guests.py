@@ -31,6 +31,9 @@ class Guest(NamedTuple):
     lr_scale: LrScale | None = None
 
 
+Found = list[tuple[UnitaryWeight, LrScale | None]]
+
+
 class Guests:
     """What is stepped beside one optimiser; a weight that several modules have is that of the first.
 
@@ -53,7 +56,7 @@ class Guests:
         if self.held is not None:
             self.held = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def _found(self) -> list[tuple[UnitaryWeight, LrScale | None]]:
+    def found(self) -> Found:
         """The unitary weights of all modules, each once, and the factor that its module has named."""
         found = [(weight, guest.lr_scale) for guest in self.modules for weight in unitary_weights(guest.module)]
         found += [(weight, None) for weight in self._lookup.weights(self.held or ()).values()]
@@ -61,15 +64,16 @@ class Guests:
 
     def weights(self) -> list[UnitaryWeight]:
         """The unitary weights, each once."""
-        return [weight for weight, _ in self._found()]
+        return [weight for weight, _ in self.found()]
 
-    def factors(self, optimizer: Optimizer) -> dict[Tensor, tuple[float, bool]]:
+    @staticmethod
+    def factors(optimizer: Optimizer, found: Found) -> dict[Tensor, tuple[float, bool]]:
         """By weight the factor of its rule's rate, and whether to go up; raises where ``lr_scale`` is no factor."""
-        return factors(optimizer, {weight.parameter: lr_scale for weight, lr_scale in self._found()})
+        return factors(optimizer, {weight.parameter: lr_scale for weight, lr_scale in found})
 
-    def take(self, optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> bool:
+    def take(self, optimizer: Optimizer, momenta: MutableMapping[Tensor, Any], found: Found) -> bool:
         """Takes the unitary step; False where an overflow that the scaler has not seen forbids it to the host too."""
-        weights = self.weights()
+        weights = [weight for weight, _ in found]
         refuse_two_triggers(weights)
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf) > 0:
@@ -77,11 +81,11 @@ class Guests:
         for module, scaler, _ in self.modules:
             if scaler is not None and has_overflowed(module, scaler) and scaler.is_enabled():
                 clear_collected(weights)
-                for found in scaler._found_inf_per_device(optimizer).values():
-                    found.fill_(1)  # and its next update lowers the scale
+                for seen in scaler._found_inf_per_device(optimizer).values():
+                    seen.fill_(1)  # and its next update lowers the scale
                 return False
         scale: Tensor | None = getattr(optimizer, "grad_scale", None)
-        factor_of = self.factors(optimizer)
+        factor_of = self.factors(optimizer, found)
         if scale is not None:
             unscale_factored(weights, scale)
 

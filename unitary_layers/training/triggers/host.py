@@ -108,14 +108,14 @@ class Host:
             return args, kwargs
         self.show()
         self.guests.look(optimizer)
-        hidden: set[Tensor] = {weight.parameter for weight in self.guests.weights()}
+        found = self.guests.found()  # once: each walk through a model of many layers takes its time
+        hidden: set[Tensor] = {weight.parameter for weight, _ in found}
         closure = closure_of(args, kwargs)
         self.is_late = closure is not None or any(p.grad is not None and p.grad.requires_grad for p in hidden)
         if self.is_late:
-            self.guests.factors(optimizer)  # raises now, if it does
-        elif not self.guests.take(
-            optimizer, self.momenta
-        ):  # as the scaler would skip the step, had it seen these gradients
+            self.guests.factors(optimizer, found)  # raises now, if it does
+        elif not self.guests.take(optimizer, self.momenta, found):
+            # As the scaler would skip the step, had it seen these gradients.
             hidden.update(p for group in optimizer.param_groups for p in group["params"])
         self.has_closed = self.to_zero = False
         self.hide(optimizer, hidden)
@@ -142,7 +142,7 @@ class Host:
         self.show()
         if self.is_late:
             self.is_late = False
-            self.guests.take(optimizer, self.momenta)
+            self.guests.take(optimizer, self.momenta, self.guests.found())
 
     def hide(self, optimizer: Optimizer, hidden: set[Tensor]) -> None:
         """Takes parameters out of the groups, for the host's step."""

@@ -1,20 +1,19 @@
-"""What orthogonal convolutions of one, two and three dimensions share: options, parameters and how they are applied."""
+"""What orthogonal convolutions and their adjoints share, of one, two and three dimensions: options and parameters."""
 
+import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from ...init import haar_, identity_
 from ...projunn.rule import UpdateRule
-from ..base.forward import factored_weight, in_use, watch_own
-from ..base.inputs import Sides, as_sides, as_size, check_channels, check_input
+from ..base.inputs import Sides, as_sides, as_size, check_channels
 from ..base.module import UnitaryModule
 from .full import BASIS_POINTS, FullSupport
 from .local import LocalSupport
-from .padding import check_padding
+from .padding import as_padding_mode
 from .support import described, support_of
 
 TRANSFORMS = ("auto", "basis", "fft")
@@ -25,45 +24,43 @@ TRANSFORMS = ("auto", "basis", "fft")
 # buffers of which he has no values. So they follow the weight, wherever it comes from.
 
 
-class OrthogonalConvNd(UnitaryModule):
-    """What the convolutions share; ``sides`` is the number of spatial dimensions. See :class:`OrthogonalConv2d`."""
+class OrthogonalNd(UnitaryModule):
+    """What :class:`OrthogonalConv2d`, :class:`OrthogonalConvTranspose2d` and their kin share.
+
+    The matrices are those of a convolution A; a transposed layer is its adjoint A^T, from the outputs of A to its
+    inputs.
+    """
 
     sides: ClassVar[int]
+    is_transposed: ClassVar[bool]
     weight: Tensor
     weight_pairs: Tensor | None
     bias: Tensor | None
     extra_inits = ("local", "dirac")
-    __constants__: ClassVar[list[str]] = ["in_channels", "input_size", "_support", "_others"]  # what forward reads
+    __constants__: ClassVar[list[str]] = ["stride", "_support", "_others"]  # what forward reads
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Sides | None = None,
-        stride: Sides = 1,
-        padding: str | Sides = "same",
-        dilation: Sides = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "circular",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        input_size: Sides | None = None,
-        transform: str = "auto",
-        update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
-        init: str | Callable[..., Tensor] | None = None,
-        gradient: str = "dense",
+        kernel_size: Sides | None,
+        stride: Sides,
+        dilation: Sides,
+        groups: int,
+        bias: bool,
+        padding_mode: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        input_size: Sides | None,
+        transform: str,
+        update: UpdateRule,
+        init: str | Callable[..., Tensor] | None,
+        gradient: str,
     ) -> None:
         default_init = "local" if kernel_size is None else "haar"
         super().__init__(update, default_init if init is None else init, dtype, gradient)
         if self.is_complex:
             raise ValueError(f"expected a real dtype, got {dtype}: an orthogonal convolution maps real signals")
-        if gradient == "factored" and kernel_size is not None:
-            raise ValueError(
-                'expected gradient="dense" with a kernel_size: a local kernel is a product of small matrices, whose '
-                'gradients have no thin factors; got "factored"'
-            )
         self.in_channels = as_size("in_channels", in_channels)
         self.out_channels = as_size("out_channels", out_channels)
         self.groups = as_size("groups", groups)
@@ -71,11 +68,11 @@ class OrthogonalConvNd(UnitaryModule):
         self.stride = as_sides("stride", stride, self.sides)
         self.dilation = as_sides("dilation", dilation, self.sides)
         self.kernel_size = None if kernel_size is None else as_sides("kernel_size", kernel_size, self.sides)
+        self.padding_mode = as_padding_mode(padding_mode, is_local=kernel_size is not None)
         self.input_size = None if input_size is None else as_sides("input_size", input_size, self.sides)
         self._support = described(
             self._full(transform) if self.kernel_size is None else self._local(self.kernel_size, transform)
         )
-        check_padding(padding, padding_mode, self.support, self.stride)
         self._create(device, dtype, bias)
         self.reset_parameters()
 
@@ -84,32 +81,40 @@ class OrthogonalConvNd(UnitaryModule):
             raise ValueError(
                 "expected input_size with kernel_size=None, where the kernel is as large as the input; pass one of them"
             )
-        if any(n % s for n, s in zip(self.input_size, self.stride, strict=True)):
-            raise ValueError(f"expected an input_size in multiples of stride={self.stride}, got {self.input_size}")
+        size = self.input_size  # of the convolution's signal: of an adjoint that is the output
+        if self.is_transposed:
+            size = tuple(n * s for n, s in zip(size, self.stride, strict=True))
+        elif any(n % s for n, s in zip(size, self.stride, strict=True)):
+            raise ValueError(f"expected an input_size in multiples of stride={self.stride}, got {size}")
         if transform not in TRANSFORMS or any(d != 1 for d in self.dilation):
             raise ValueError(
                 f"expected transform to be one of {TRANSFORMS} and no dilation with kernel_size=None, got "
                 f"transform={transform!r}, dilation={self.dilation}"
             )
         if transform == "auto":
-            points = torch.Size(n // s for n, s in zip(self.input_size, self.stride, strict=True)).numel()
+            points = torch.Size(n // s for n, s in zip(size, self.stride, strict=True)).numel()
             transform = "basis" if points <= BASIS_POINTS else "fft"
-        channels = (self.in_channels // self.groups, self.out_channels // self.groups)
-        return FullSupport(*channels, self.groups, self.stride, self.input_size, transform)
+        return FullSupport(*self._channels(), self.groups, self.stride, size, transform)
 
     def _local(self, kernel_size: tuple[int, ...], transform: str) -> LocalSupport:
         if any(k < s for k, s in zip(kernel_size, self.stride, strict=True)):
             raise ValueError(f"expected a kernel_size of at least stride={self.stride}, got {kernel_size}")
-        if any(s > 1 and d > 1 for s, d in zip(self.stride, self.dilation, strict=True)):
+        if any(math.gcd(s, d) > 1 for s, d in zip(self.stride, self.dilation, strict=True)):
             raise ValueError(
-                f"expected no dilation along a side with a stride, got {self.dilation} and stride={self.stride}"
+                f"expected a dilation without a factor in common with the stride, got {self.dilation} and "
+                f"stride={self.stride}"
             )
         if self.input_size is not None or transform != "auto":
             raise ValueError(
                 "input_size and transform belong to kernel_size=None; leave them out: a local kernel fits any size"
             )
-        channels = (self.in_channels // self.groups, self.out_channels // self.groups)
-        return LocalSupport(*channels, self.groups, kernel_size, self.stride, self.dilation)
+        channels = self._channels()
+        return LocalSupport(*channels, self.groups, kernel_size, self.stride, self.dilation, self.padding_mode)
+
+    def _channels(self) -> tuple[int, int]:
+        """Inputs and outputs of the convolution, of one group."""
+        there = self.in_channels // self.groups, self.out_channels // self.groups
+        return there[::-1] if self.is_transposed else there
 
     def _create(self, device: torch.device | str | None, dtype: torch.dtype | None, bias: bool) -> None:
         weight, others = self.support.shapes()
@@ -147,7 +152,7 @@ class OrthogonalConvNd(UnitaryModule):
         if name == "weight" and param is not None and hasattr(self, "_constants"):
             self._fill_constants()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OrthogonalConvNd":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OrthogonalNd":
         super()._apply(fn, recurse)
         self._fill_constants()
         return self
@@ -168,6 +173,8 @@ class OrthogonalConvNd(UnitaryModule):
     def spatial_kernel(self) -> Tensor:
         """The kernel of the same convolution by torch, differentiable, ``(out_channels, in_channels / groups, *taps)``.
 
+        That of a transposed layer is ``(in_channels, out_channels / groups, *taps)``, as in ``nn.ConvTranspose2d``.
+
         A local one is applied with ``padding="same"`` (with a stride, ``(taps - 1) // 2`` pixels) and
         ``padding_mode="circular"``; one with full support after
         padding periodically by ``taps - 1`` pixels behind each side.
@@ -179,8 +186,7 @@ class OrthogonalConvNd(UnitaryModule):
         """Sets a full-support convolution to the orthogonal one nearest to that of a kernel, frequency by frequency.
 
         Args:
-            kernel: ``(out_channels, in_channels / groups, *taps)`` with at most ``input_size`` taps, for example that
-                of ``nn.Conv2d``.
+            kernel: as :meth:`spatial_kernel` returns it, with at most as many taps, for example that of ``nn.Conv2d``.
             padding: taps before the output pixel: ``(taps - 1) // 2`` for a centred kernel.
 
         Raises:
@@ -189,7 +195,8 @@ class OrthogonalConvNd(UnitaryModule):
         """
         if isinstance(support := self.support, LocalSupport):
             raise ValueError("expected a convolution of full support (kernel_size=None), got a local one")
-        expected = (self.out_channels, self.in_channels // self.groups)
+        inputs, outputs = self._channels()
+        expected = (outputs * self.groups, inputs)
         fits = kernel.ndim == 2 + self.sides and tuple(kernel.shape[:2]) == expected
         if not fits or any(k > n for k, n in zip(kernel.shape[2:], support.size, strict=True)):
             raise ValueError(
@@ -209,38 +216,15 @@ class OrthogonalConvNd(UnitaryModule):
                 if (parameter := getattr(self, name)) is not None:
                     parameter.copy_(torch.view_as_real(matrix) if matrix.is_complex() else matrix)
 
-    def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):
-            return self.recorded(input)
-        watch_own(self)
-        support = support_of(self._support)
-        check_input(f"OrthogonalConv{len(support.stride)}d", input, self.weight)
-        x = _batched(input, len(support.stride), self.in_channels, self.input_size)
-        factored = (factored_weight(self, "weight"), factored_weight(self, self._others))
-        weights = in_use(self, "weight"), in_use(self, self._others)
-        constants = self._constants if isinstance(self, OrthogonalConvNd) else support.constants()  # scripted
-        y = support.convolve(x, *weights, constants, factored)
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype).view(-1, *[1] * (y.ndim - 2))
-        return y if input.ndim == x.ndim else y.squeeze(0)
-
     def extra_repr(self) -> str:
-        shown = {"kernel_size": None, "stride": (1,) * self.sides, "dilation": (1,) * self.sides, "groups": 1}
-        shown |= {"input_size": None}
-        parts = [f"{k}={getattr(self, k)}" for k, default in shown.items() if getattr(self, k) != default]
+        shown: dict[str, Any] = {
+            "kernel_size": None,
+            "stride": (1,) * self.sides,
+            "dilation": (1,) * self.sides,
+            "groups": 1,
+        }
+        shown |= {"input_size": None, "padding_mode": "circular"}
+        parts = [f"{k}={getattr(self, k)!r}" for k, default in shown.items() if getattr(self, k) != default]
         parts += [] if self.bias is not None else ["bias=False"]
         default_init = "local" if self.kernel_size is None else "haar"
         return ", ".join([f"{self.in_channels}, {self.out_channels}", *parts, *self.extra_repr_of_rule(default_init)])
-
-
-def _batched(input: Tensor, sides: int, channels: int, size: tuple[int, ...] | None) -> Tensor:
-    """The input with a batch, after a look at its shape."""
-    name = f"OrthogonalConv{sides}d"
-    if input.ndim not in (sides + 1, sides + 2):
-        raise ValueError(f"{name}: expected {sides + 1}D (unbatched) or {sides + 2}D input, got {input.ndim}D")
-    x = input if input.ndim == sides + 2 else input.unsqueeze(0)
-    if x.size(1) != channels:
-        raise ValueError(f"{name}: expected {channels} channels, got input of shape {tuple(input.shape)}")
-    if size is not None and tuple(x.shape[2:]) != size:
-        raise ValueError(f"{name}: expected input_size={size}, got input of size {tuple(x.shape[2:])}")
-    return x

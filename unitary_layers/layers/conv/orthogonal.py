@@ -1,10 +1,79 @@
 """Convolutions that are orthogonal operators, in the place of ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d``."""
 
-from .convnd import OrthogonalConvNd
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import Proxy
+
+from ...projunn.rule import UpdateRule
+from ..base.forward import watch_own
+from ..base.inputs import Sides
+from .applied import applied, with_bias
+from .orthogonalnd import OrthogonalNd
+from .padding import check_padding
+
+
+class OrthogonalConvNd(OrthogonalNd):
+    """What the convolutions share; ``sides`` is the number of spatial dimensions. See :class:`OrthogonalConv2d`."""
+
+    is_transposed = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sides | None = None,
+        stride: Sides = 1,
+        padding: str | Sides = "same",
+        dilation: Sides = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "circular",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        input_size: Sides | None = None,
+        transform: str = "auto",
+        update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
+        init: str | Callable[..., Tensor] | None = None,
+        gradient: str = "dense",
+    ) -> None:
+        if gradient == "factored" and kernel_size is not None:
+            raise ValueError(
+                'expected gradient="dense" with a kernel_size: a local kernel is a product of small matrices, whose '
+                'gradients have no thin factors; got "factored"'
+            )
+        sizes = (in_channels, out_channels, kernel_size, stride, dilation, groups)
+        super().__init__(*sizes, bias, padding_mode, device, dtype, input_size, transform, update, init, gradient)
+        check_padding(padding, self.support, self.stride)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return self.recorded(input)
+        watch_own(self)
+        return with_bias(self, applied(self, input, transposed=False))
+
+    def adjoint(self, output: Tensor) -> Tensor:
+        """The adjoint A^T of the convolution A, without a bias; gradients that come through it are dense.
+
+        It is the inverse where the layer keeps all lengths: ``adjoint(conv(x) - bias) = x`` up to rounding.
+
+        Args:
+            output: ``(b, out_channels, *size)`` or without b, as ``forward`` returns it.
+
+        Returns:
+            ``(b, in_channels, *size * stride)``, differentiable.
+
+        Raises:
+            ValueError: for channels or a size that do not fit.
+        """
+        watch_own(self)
+        return applied(self, output, transposed=True)
 
 
 class OrthogonalConv2d(OrthogonalConvNd):
-    r"""A convolution of images that is an orthogonal map, in the place of ``nn.Conv2d``; always circularly padded.
+    r"""A convolution of images that is an orthogonal map, in the place of ``nn.Conv2d``; circularly padded.
 
     With as many channels after as before (times the stride's pixels) it keeps every norm and every angle; with more it
     is an isometry into a larger space; with fewer its rows are orthonormal, so that it is 1-Lipschitz and its transpose
@@ -25,10 +94,11 @@ class OrthogonalConv2d(OrthogonalConvNd):
         stride: of each side. The pixels of a stride become channels first, so that none is lost.
         padding: "same", or the number of pixels with which ``nn.Conv2d`` has outputs of that size too:
             dilation * (kernel_size - 1) // 2, if that leaves no remainder or there is a stride.
-        dilation: of a local kernel, where there is no stride.
+        dilation: of a local kernel, without a factor in common with the stride.
         groups: as in ``nn.Conv2d``.
         bias: whether to add a bias, which starts at zero.
-        padding_mode: "circular" and nothing else.
+        padding_mode: "circular"; or of a local kernel "zeros", with which no distance grows, but what goes over the
+            border is lost: the layer is 1-Lipschitz and no isometry.
         device: of the parameters.
         dtype: real floating point type.
         input_size: height and width of the input, for full support.
