@@ -24,7 +24,7 @@ LEVELS = (
     # how the weights of modules are trained by it
     ("training.precision", "training.memory", "training.content", "training.collected", "training.weight"),
     ("training.owners", "training.watch"),
-    ("training.reduced", "training.batch"),
+    ("training.reduced", "training.batch", "training.lazy"),
     ("training.parallel.shared", "training.parallel.comm_hook", "training.parallel"),
     ("training.factored.once", "training.factored.collect", "training.factored.graphs"),
     ("training.factored.amp", "training.factored"),
@@ -43,6 +43,8 @@ LEVELS = (
     ("layers.recurrent.scan", "layers.recurrent.signed", "layers.recurrent.impulse"),
     ("layers.recurrent.options", "layers.recurrent.cell", "layers.recurrent.rnn", "layers.recurrent.hadamard"),
     ("layers.recurrent.diagonal", "layers.recurrent.ragged", "layers.recurrent.ssm_base", "layers.recurrent.ssm"),
+    ("layers.recurrent.vocabulary", "layers.recurrent.products", "layers.recurrent.planes"),
+    ("layers.recurrent.word_scan", "layers.recurrent.words"),
     ("layers.recurrent",),
     ("layers.conv.full", "layers.conv.local", "layers.conv.support", "layers.conv.padding"),
     ("layers.conv.orthogonalnd", "layers.conv.applied", "layers.conv.orthogonal", "layers.conv.orthogonal_transpose"),
@@ -187,7 +189,7 @@ def test_every_public_name_is_at_the_door():
     promised += " OrthogonalConv1d OrthogonalConv2d OrthogonalConv3d support_penalty space_to_depth depth_to_space"
     promised += " OrthogonalConvTranspose1d OrthogonalConvTranspose2d OrthogonalConvTranspose3d"
     promised += " orthogonality_bound orthogonality_penalty"
-    promised += " OrthogonalConvRNNCell StiefelConv1d StiefelConv2d"
+    promised += " OrthogonalConvRNNCell UnitaryWordRNN StiefelConv1d StiefelConv2d"
     promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
     promised += " HadamardLinear HadamardRNN UnitaryDevelopment UnitaryMultiheadAttention convert revert"
     promised += " UnitarySSM UnitaryPixelSSM"

@@ -35,7 +35,7 @@ def texts(outputs: list[dict[str, Any]]) -> str:
 
 
 def test_there_are_tutorials():
-    assert {path.stem for path in TUTORIALS} >= {"long-memory", "certified-images"}
+    assert {path.stem for path in TUTORIALS} >= {"long-memory", "certified-images", "words"}
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ from .layers import UnitaryMultiheadAttention as UnitaryMultiheadAttention
 from .layers import UnitaryRNN as UnitaryRNN
 from .layers import UnitaryRNNCell as UnitaryRNNCell
 from .layers import UnitarySSM as UnitarySSM
+from .layers import UnitaryWordRNN as UnitaryWordRNN
 from .linalg import depth_to_space as depth_to_space
 from .linalg import haar_unitary as haar_unitary
 from .linalg import nearest_unitary as nearest_unitary

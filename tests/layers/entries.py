@@ -24,6 +24,7 @@ from unitary_layers import (
     UnitaryRNN,
     UnitaryRNNCell,
     UnitarySSM,
+    UnitaryWordRNN,
     UpdateRule,
     projunn_step,
 )
@@ -108,6 +109,19 @@ class OfComplexPath(UnitaryDevelopment):
         return super().forward(torch.view_as_real(x.resolve_conj()).flatten(-2) if is_complex else x)
 
 
+class Sentence(nn.Module):
+    """A sentence of all words, one after another; the input is the state before it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.layer = UnitaryWordRNN(STEPS, N, init="haar", **options)
+
+    def forward(self, h: Tensor) -> Tensor:
+        batch = h.size(1) if isinstance(h, Tensor) and h.dim() > 1 else BATCH
+        ids = torch.arange(STEPS, device=getattr(h, "device", None)).unsqueeze(1).expand(-1, batch)
+        return self.layer(ids, h)[0]
+
+
 ENTRIES = (
     Entry("linear", lambda **o: UnitaryLinear(N, N, **o), (BATCH, N)),
     Entry("linear-without-bias", lambda **o: UnitaryLinear(N, N, bias=False, **o), (BATCH, N)),
@@ -123,6 +137,7 @@ ENTRIES = (
     Entry("cell", lambda **o: UnitaryRNNCell(5, N, **o), (BATCH, 5)),
     Entry("cell-complex", lambda **o: UnitaryRNNCell(5, N, nonlinearity="modrelu", **o), (BATCH, 5), is_complex=True),
     Entry("ssm", lambda **o: UnitarySSM(5, N, skip=False, **o), (STEPS, BATCH, 5)),
+    Entry("words", Sentence, (1, BATCH, N)),
     Entry("conv-full", lambda **o: OrthogonalConv2d(N, N, input_size=(3, 4), **o), (BATCH, N, 3, 4)),
     Entry("conv-full-fft", lambda **o: OrthogonalConv2d(N, N, input_size=4, transform="fft", **o), (BATCH, N, 4, 4)),
     Entry("conv-full-strided", lambda **o: OrthogonalConv2d(2, N, stride=2, input_size=6, **o), (BATCH, 2, 6, 6)),

@@ -25,3 +25,4 @@ from .recurrent import HadamardRNN as HadamardRNN
 from .recurrent import UnitaryRNN as UnitaryRNN
 from .recurrent import UnitaryRNNCell as UnitaryRNNCell
 from .recurrent import UnitarySSM as UnitarySSM
+from .recurrent import UnitaryWordRNN as UnitaryWordRNN

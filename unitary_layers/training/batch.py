@@ -45,6 +45,10 @@ class Step:
     state: Sequence[tuple[Tensor, Tensor]] = ()
     memory: Memory | None = None
 
+    def finish(self) -> None:
+        """Notes that the weight has been written, and is unitary."""
+        self.weight.seen.note(self.weight.parameter)
+
 
 def step_of(
     weight: UnitaryWeight,

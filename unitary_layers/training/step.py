@@ -18,6 +18,7 @@ from ..projunn.gradient import GradientOperator
 from ..projunn.sampling import LINEAR_SAMPLERS, LowRankGradient, recompressed, side_by_side
 from ..projunn.slope import after_slope, factor_of
 from .batch import Batch, Step, batches, step_of
+from .lazy import lazy
 from .memory import Memory, apart, together
 from .parallel.shared import with_gradients
 from .precision import without_autocast
@@ -64,7 +65,7 @@ def step_from_gradients(
         for device in {weight.parameter.device.type for weight, _ in gathered}:
             around.enter_context(without_autocast(device))
         watch(weight for weight, _ in gathered)
-        grouped = batches(to_take(weight, gradient) for weight, gradient in gathered)
+        grouped = batches(s for pair in gathered for s in lazy(to_take(*pair), pair[1]))
         sampled = [found for batch in grouped if (found := sample(batch)) is not None]
         for move in [rotate(*found) for found in sampled]:
             write(move)
@@ -129,9 +130,9 @@ def rotate(batch: Batch, sample: LowRank) -> Move:
 
 def write(move: Move) -> None:
     """Writes a change, the states that go with it, and the retraction where one is due."""
-    batch, weights = move.batch, [step.weight for step in move.batch.steps]
+    batch = move.batch
     counts = [count for _, count in batch.keys]  # before they are written
-    if len(weights) == 1:
+    if len(batch.steps) == 1:
         add_low_rank_(batch.matrices[0], move.change)
     else:
         torch._foreach_add_(batch.matrices, batch.unstack(move.change.matrix()))
@@ -142,10 +143,10 @@ def write(move: Move) -> None:
         for buffers, values in zip(zip(*batch.memories, strict=True), move.memory, strict=True):
             _copy_(buffers, batch.unstack(values))
     period = batch.rule.retract_period(max(batch.shape))
-    for weight, matrix, count in zip(weights, batch.matrices, counts, strict=True):
+    for step, matrix, count in zip(batch.steps, batch.matrices, counts, strict=True):
         if period and (count + 1) % period == 0:
             matrix.copy_(nearest_unitary(matrix))
-        weight.seen.note(weight.parameter)
+        step.finish()
 
 
 def _write_states(batch: Batch, sample: LowRank) -> None:

@@ -109,6 +109,7 @@ class UnitaryWeight:
         scaler: what scales the losses; see Note [Unscaled in backward].
         fit: what suits the layer where the rule leaves it open.
         unfolded: the shape ``(..., m, n)`` of the matrices, if the parameter is stored in another one.
+        is_lazy: whether matrices without a gradient stay as they are; see Note [Lazy weights].
     """
 
     name: str
@@ -125,6 +126,7 @@ class UnitaryWeight:
     scaler: GradScaler | None = None
     fit: Fit = field(default_factory=Fit)
     unfolded: torch.Size | None = None
+    is_lazy: bool = False
 
     @property
     def rule(self) -> UpdateRule:
@@ -182,7 +184,9 @@ class UnitaryWeight:
         # Spelt out: dataclasses.replace takes four times as long.
         parts = (self.parameter, self.is_complex, self.declared, self.count, self.previous)
         state = (self.memory, self.collected)
-        return UnitaryWeight(name, *parts, index, *state, self.seen, self.group, self.scaler, self.fit, self.unfolded)
+        return UnitaryWeight(
+            name, *parts, index, *state, self.seen, self.group, self.scaler, self.fit, self.unfolded, self.is_lazy
+        )
 
     def as_matrix(self, stored: Tensor) -> Tensor:
         """The matrices ``(..., m, n)`` that a contiguous tensor, stored as the parameter is, stands for, as a view."""

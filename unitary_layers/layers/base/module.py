@@ -78,6 +78,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
         self._shapes: dict[str, torch.Size] = {}  # name: of what is stored
         self._unfolded: dict[str, torch.Size] = {}  # name: shape of its matrices, if it is stored in another one
+        self._lazy: set[str] = set()  # names of weights of which only what was used steps
         self._update = update
         enrol(self)
 
@@ -105,12 +106,21 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         return nn.Parameter(self._empty(shape, device, dtype))
 
     def register_unitary(
-        self, name: str, shape: Sequence[int], device: Any, dtype: torch.dtype | None, unfolded: Any = None
+        self,
+        name: str,
+        shape: Sequence[int],
+        device: Any,
+        dtype: torch.dtype | None,
+        unfolded: Any = None,
+        lazy: bool = False,
     ) -> None:
         """Registers an unfilled unitary parameter ``(..., m, n)`` and the buffers of its update.
 
         One of another shape stands for the matrices of the shape ``unfolded`` ``(..., m, n)`` that a view makes of it.
+        Of a lazy one ``(V, m, n)`` only those matrices step that a batch has used; see Note [Lazy weights].
         """
+        if lazy:
+            self._lazy.add(name)
         if unfolded is not None:
             self._unfolded[name] = torch.Size(unfolded)
         stored = self._empty(shape, device, dtype)
@@ -165,6 +175,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
             self.grad_scaler,
             Fit(self.step_length / self.uses**0.5, self.rank_share),
             self._unfolded.get(name),
+            name in self._lazy,
         )
 
     def extra_repr_of_rule(self, default_init: str) -> list[str]:
