@@ -8,7 +8,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..projunn.gradient import DenseGradient, GradientOperator
-from ..projunn.moments import Moments
 from .batch import Step
 from .memory import Memory
 from .reduced import ReducedGradient
@@ -16,8 +15,8 @@ from .weight import Seen
 
 # Note [Lazy weights]
 # A vocabulary is a weight of many matrices, of which a batch uses a few. The gradient of the others is exactly zero,
-# but a step with a momentum would move them all the same, along gradients of batches long gone; their slope test would
-# lengthen their steps, and their moments decay, without a word having been seen. So a lazy weight steps by the matrices
+# but a step with a momentum would move them all the same, along gradients of batches long gone, and their slope test would
+# lengthen their steps, without a word having been seen. So a lazy weight steps by the matrices
 # with a gradient that is not zero, taken out together with all that is remembered of them, and put back when they are
 # written. The others keep every bit. This is what torch's SparseAdam does for the rows of an embedding. It also saves
 # the small decompositions of matrices that would not move. Ranks that share gradients take those that any of them uses.
@@ -64,13 +63,12 @@ def _part(step: Step, places: Tensor) -> PartialStep:
     weight, direction = step.weight, step.direction
     reduced = direction if isinstance(direction, ReducedGradient) else None
     part: GradientOperator = DenseGradient((direction if reduced is None else reduced.inner).dense()[places])
-    moments, previous = weight.moments, weight.previous
+    previous = weight.previous
     return PartialStep(
         replace(
             weight,
             parameter=nn.Parameter(weight.parameter.detach()[places]),
             previous=None if previous is None else previous[places],
-            moments=None if moments is None else Moments(*(moment[places] for moment in moments)),
             seen=Seen(),
         ),
         part if reduced is None else ReducedGradient(part, reduced.group),
@@ -85,5 +83,5 @@ def _part(step: Step, places: Tensor) -> PartialStep:
 def _tensors(step: Step) -> list[Tensor]:
     """What a step writes, one entry a matrix."""
     weight = step.weight
-    kept = (weight.previous, *(weight.moments or ()), *(step.memory or ()))
+    kept = (weight.previous, *(step.memory or ()))
     return [weight.parameter.detach(), *(tensor for tensor in kept if tensor is not None)]
