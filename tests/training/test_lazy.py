@@ -18,7 +18,6 @@ RULES = {
     "without momentum": UpdateRule(lr=0.3),
     "power": UpdateRule(lr=0.3, sampler="power", rank=2, momentum=0.9),
     "gradient": UpdateRule("D", lr=0.3, direction="gradient", rank=2),
-    "moments": UpdateRule(lr=0.3, direction="gradient", precondition=True),
 }
 
 
@@ -63,7 +62,7 @@ def test_a_word_that_does_not_occur_keeps_every_bit(rule, dtype):
     assert_unitary(module)
 
 
-@pytest.mark.parametrize("how", ["attach", "momentum", "rmsprop", "moments", "spectral"])
+@pytest.mark.parametrize("how", ["attach", "momentum", "rmsprop", "spectral"])
 def test_nor_does_an_optimiser_move_it(how):
     module = UnitaryWordRNN(V, N)
     step = steps_of(module, how)
