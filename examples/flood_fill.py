@@ -138,7 +138,7 @@ def draw(path: Path) -> None:
         draw_curves(axes, curves)
         alike = mean_of(matching(rows, {"side": side}), "all_alike")
         axes.axhline(alike, linestyle="--", color="grey", label="all pixels alike")
-        axes.set(xscale="log", xlabel="steps in the test", ylabel="pixels rightly told, %", title=f"{side} x {side}")
+        axes.set(xlabel="steps in the test", ylabel="pixels rightly told, %", title=f"{side} x {side}")
         add_legend(axes)
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
