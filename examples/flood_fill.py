@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from unitary_layers import OrthogonalConvRNNCell, attach, unitarity_error_of
 
-RATES = {"orthogonal": 1e-2, "conv": 1e-2}  # of AdamW
+RATES = {"orthogonal": 1e-2, "conv": 3e-3}  # of AdamW, the better of 3e-3 and 1e-2
 FACTORS = (0.5, 1, 2)  # steps of a test, as multiples of those of training; for a larger side so much larger
 SIDES = (1, 2)
 
@@ -138,7 +138,7 @@ def draw(path: Path) -> None:
         draw_curves(axes, curves)
         alike = mean_of(matching(rows, {"side": side}), "all_alike")
         axes.axhline(alike, linestyle="--", color="grey", label="all pixels alike")
-        axes.set(xscale="log", xlabel="steps in the test", ylabel="pixels rightly told, %", title=f"{side} x {side}")
+        axes.set(xlabel="steps in the test", ylabel="pixels rightly told, %", title=f"{side} x {side}")
         add_legend(axes)
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
