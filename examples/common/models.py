@@ -34,8 +34,9 @@ def recurrent_layer(
     update: dict[str, object],
     gradient: str,
     forget_bias: float,
+    quantised: dict[str, object],
 ) -> nn.Module:
-    """The layer of one kind; `init`, `update` and `gradient` concern unitary alone, `forget_bias` lstm alone."""
+    """The layer of one kind; `forget_bias` concerns lstm alone, `init`, `update`, `gradient`, `quantised` unitary."""
     if kind not in KINDS:
         raise ValueError(f"model must be one of {KINDS}, got {kind!r}")
     if nonlinearity is None:
@@ -44,7 +45,7 @@ def recurrent_layer(
         from unitary_layers import UnitaryRNN, UpdateRule  # here, so that the baselines need torch alone
 
         options = {"nonlinearity": nonlinearity, "update": UpdateRule(**update), "gradient": gradient, "init": init}
-        return UnitaryRNN(input_size, hidden_size, **options)
+        return UnitaryRNN(input_size, hidden_size, **options, **quantised)
     if kind == "rnn":
         if nonlinearity not in ("relu", "tanh"):
             raise ValueError(f"nn.RNN knows the nonlinearities 'relu' and 'tanh', got {nonlinearity!r}")
@@ -66,6 +67,8 @@ class SequenceModel(nn.Module):
         update: keywords of `UpdateRule` for "unitary": variant, rank, sampler, ...
         gradient: of the unitary recurrent weight, "dense" or "factored".
         forget_bias: forget-gate bias of "lstm".
+        relu_readout: read out the ReLU of the states.
+        quantised: `weight_bits` and `weight_scale` of "unitary".
     """
 
     def __init__(
@@ -81,10 +84,13 @@ class SequenceModel(nn.Module):
         update: dict[str, object] | None = None,
         gradient: str = "dense",
         forget_bias: float = 1.0,
+        relu_readout: bool = False,
+        quantised: dict[str, object] | None = None,
     ) -> None:
         super().__init__()
         self.kind = kind
         self.every_step = every_step
+        self.relu_readout = relu_readout
         self.layer = recurrent_layer(
             kind,
             input_size,
@@ -94,13 +100,18 @@ class SequenceModel(nn.Module):
             update=update or {},
             gradient=gradient,
             forget_bias=forget_bias,
+            quantised=quantised or {},
         )
         self.readout = nn.Linear(hidden_size, output_size)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`(time, batch, input_size)` -> `(time, batch, output_size)` if `every_step`, else `(batch, output_size)`."""
         states, _ = self.layer(inputs)
-        return self.readout(states if self.every_step else states[-1])
+        return self.read_out(states if self.every_step else states[-1])
+
+    def read_out(self, states: Tensor) -> Tensor:
+        """What the states `(..., hidden_size)` say: `(..., output_size)`."""
+        return self.readout(states.relu() if self.relu_readout else states)
 
     def freeze_recurrence_(self) -> None:
         """Keep the unitary recurrent weight where it is; all else is still trained."""

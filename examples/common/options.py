@@ -36,6 +36,7 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
     add("--model", choices=KINDS, default="unitary", help="recurrent layer")
     add("--width", type=int, default=170, help="hidden units")
     add("--nonlinearity", help="relu or tanh, for unitary also modrelu, identity; modrelu and tanh if not given")
+    add("--relu-readout", action="store_true", help="read out the ReLU of the states, as of a linear recurrence")
     add("--init", default="henaff", help="start of the unitary weight: haar, identity, henaff, cayley")
     add("--forget-bias", type=float, default=1.0, help="forget-gate bias of lstm")
     add_direction(options)
@@ -45,6 +46,10 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
     add("--variant", choices=("D", "T"), default="T", help="projUNN's update: direct (D) or tangent (T)")
     add("--sampler", default="lsi", help="low-rank sampler: lsi, column, power, svd")
     add("--gradient", choices=("dense", "factored"), default="dense", help="of the unitary weight: matrix or factors")
+    add(
+        "--bits", type=int, help="the forward pass rounds the unitary weight to so many bits, 2 to 8; none if not given"
+    )
+    add("--scale", choices=("row", "mse", "max"), default="row", help="of the rounded weight")
     add("--lr", type=number, default=3e-3, help="learning rate of RMSprop")
     add("--unitary-lr-scale", type=number, help="rmsprop: learning rate of the unitary weights over lr; 1/32")
     add("--schedule", choices=("constant", "cosine"), default="constant", help="learning rate over the run")
@@ -83,8 +88,9 @@ def settle_update(args: argparse.Namespace) -> None:
         raise ValueError(f"--unitary-lr needs --direction spectral, got {args.direction}")
     if args.rank is None:
         args.rank = "auto" if args.direction == "spectral" else 1
-    if args.frozen and args.model != "unitary":
-        raise ValueError(f"--frozen needs --model unitary, got {args.model}")
+    for name in ("frozen", "bits"):
+        if getattr(args, name) and args.model != "unitary":
+            raise ValueError(f"--{name} needs --model unitary, got {args.model}")
 
 
 def prepare(args: argparse.Namespace) -> argparse.Namespace:

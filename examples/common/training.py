@@ -46,6 +46,8 @@ def build_model(args: argparse.Namespace, task: Task) -> SequenceModel:
         update=update_options(args),
         gradient=args.gradient,
         forget_bias=args.forget_bias,
+        relu_readout=args.relu_readout,
+        quantised={"weight_bits": args.bits, "weight_scale": args.scale},
     )
     if args.frozen:
         model.freeze_recurrence_()

@@ -91,6 +91,8 @@ BAD_OPTIONS = [
     ("--unitary-lr -1", "lr"),
     ("--direction rmsprop --unitary-lr 0.1", "--unitary-lr needs --direction spectral, got rmsprop"),
     ("--model rnn --frozen", "--frozen needs --model unitary, got rnn"),
+    ("--model rnn --bits 4", "--bits needs --model unitary, got rnn"),
+    ("--bits 1", "expected weight_bits to be None or an integer from 2 to 8, got 1"),
     ("--init nowhere", "init"),
     ("--sampler nothing", "sampler"),
     ("--nonlinearity sigmoid", "nonlinearity"),
