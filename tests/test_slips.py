@@ -46,7 +46,11 @@ SLIPS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "rate for a rule": (lambda: setattr(net()[0], "update", 0.1), ValueError, "an UpdateRule, such as UpdateRule("),
     "even kernel": (lambda: OrthogonalConv2d(4, 4, 4, padding=1), ValueError, "keeps the size of the image; leave it"),
     "no padding": (lambda: OrthogonalConv2d(4, 4, 3, padding=0), ValueError, "keeps the size of the image; leave it"),
-    "zeros around": (lambda: OrthogonalConv2d(4, 4, 3, padding_mode="zeros"), ValueError, "got 'zeros'; leave it out"),
+    "zeros around": (
+        lambda: OrthogonalConv2d(4, 4, input_size=8, padding_mode="zeros"),
+        ValueError,
+        "got 'zeros'; leave it out",
+    ),
     "no kernel size": (lambda: OrthogonalConv2d(4, 4), ValueError, "pass one of them"),
     "both sizes": (lambda: OrthogonalConv2d(4, 4, 3, input_size=8), ValueError, "leave them out: a local kernel fits"),
     "class for a layer": (

@@ -148,7 +148,7 @@ def time_to_loss(delay: int, width: int, loss: float, most: int = 1500, seed: in
     trainers, last = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for gradient in ("dense", "factored"):
-            arguments = f"{options} --direction rmsprop --gradient {gradient} --out".split()
+            arguments = f"{options} --gradient {gradient} --out".split()
             trainers[gradient] = Trainer(*copying_memory.setup([*arguments, f"{folder}/{gradient}"]))
             last[gradient] = deque([math.inf] * 10, maxlen=10)
         with tqdm(total=most, desc=f"copying, delay {delay}", leave=False) as bar:
@@ -164,7 +164,7 @@ def time_to_loss(delay: int, width: int, loss: float, most: int = 1500, seed: in
     for name, trainer in trainers.items():
         ratio = trainer.seconds / trainers["dense"].seconds if all(reached.values()) else math.nan
         label = f"{name}, {trainer.step} steps" + ("" if reached[name] else ", not reached")
-        yield Row(f"copying to loss {loss:g}", f"T = {delay}", label, trainer.seconds * 1e3, ratio, "RMSprop, dense")
+        yield Row(f"copying to loss {loss:g}", f"T = {delay}", label, trainer.seconds * 1e3, ratio, "dense")
 
 
 def memory(n: int, rows: int) -> Iterator[Row]:

@@ -16,7 +16,9 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_runs_are_in_the_table_and_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_in_the_table_and_are_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_curves: None
+) -> None:
     recipe = quantised.RECIPES["copying"]
     monkeypatch.setitem(quantised.RECIPES, "copying", recipe._replace(options=recipe.options + TINY))
     monkeypatch.setitem(quantised.QUICK, "copying", "")
@@ -31,10 +33,8 @@ def test_runs_are_in_the_table_and_are_not_repeated(tmp_path: Path, monkeypatch:
     assert len(errors) == len(quantised.BITS) * len(quantised.SCALES)
     assert all(float(row["growth_henaff"]) == 1 for row in errors if row["scale"] == "row")
     assert len(rows_of(tmp_path / "quantised_steps.csv")) == 2
-    quantised.main(command)  # which goes on at the last step
-    assert [row | {"seconds": ""} for row in rows_of(tmp_path / "quantised.csv")] == [
-        row | {"seconds": ""} for row in table
-    ]
+    quantised.main([*command[:4], "3", "--out", str(tmp_path)])  # which goes on at the last step
+    assert [row | {"seconds": ""} for row in rows_of(tmp_path / "quantised.csv")] == [table[1] | {"seconds": ""}]
 
 
 def test_integers_say_what_the_rounded_weights_say() -> None:
@@ -44,4 +44,4 @@ def test_integers_say_what_the_rounded_weights_say() -> None:
     with torch.no_grad():
         expected = model(inputs)
     error = (quantised.integer_outputs(model, inputs) - expected).norm() / expected.norm()
-    assert 0 < error < 0.02  # that of rounding the states to 8 bits
+    assert 0 < error < 6 * 2**-15  # that of rounding the states to 15 bits, at each of six steps

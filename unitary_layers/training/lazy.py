@@ -15,10 +15,10 @@ from .weight import Seen
 
 # Note [Lazy weights]
 # A vocabulary is a weight of many matrices, of which a batch uses a few. The gradient of the others is exactly zero,
-# but a step with a momentum would move them all the same, along gradients of batches long gone, and their slope test would
-# lengthen their steps, without a word having been seen. So a lazy weight steps by the matrices
-# with a gradient that is not zero, taken out together with all that is remembered of them, and put back when they are
-# written. The others keep every bit. This is what torch's SparseAdam does for the rows of an embedding. It also saves
+# but a step with a momentum would move them all the same, along gradients of batches long gone, and their slope test
+# would lengthen their steps, without a word having been seen. So a lazy weight steps by the matrices with a gradient
+# that is not zero, taken out together with all that is remembered of them, and put back when they are written. The
+# others keep every bit. This is what torch's SparseAdam does for the rows of an embedding. It also saves
 # the small decompositions of matrices that would not move. Ranks that share gradients take those that any of them uses.
 
 

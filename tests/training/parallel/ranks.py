@@ -180,7 +180,7 @@ def _two_steps(entry: Entry, variant: str, group: dist.ProcessGroup | None, part
     share_gradients(net, group)
     for seed in range(2):
         x = entry.input(torch.float64, seed)
-        x = x[:, part] if entry.name.startswith(("rnn", "attention")) else x[part]
+        x = x[:, part] if entry.name.startswith(("rnn", "ssm", "words", "attention")) else x[part]
         (state_twice(net, x) - 0.3).abs().square().mean().backward()
         projunn_step(net)
     return {weight.name: weight.matrix.clone() for weight in unitary_weights(net)}

@@ -1,7 +1,7 @@
 """What every module with unitary weights shares: how they are stored, found, loaded, moved and stepped."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,11 @@ class UnitaryModule(UnitaryMethods, OneOperation):
     extra_inits: ClassVar[tuple[str, ...]] = ()  # of a layer that knows a start of its own
     step_length: ClassVar[float] = SPECTRAL_LENGTH  # of a rule without one; see Note [One length for all layers]
     rank_share: ClassVar[int] = 16  # what part of n is the rank of a rule without one
-    quantiser: Quantiser | None = None  # of the unitary weights in a forward pass; see Note [Quantised weights]
     uses: int = 1  # how often a weight acts, one time after another, in a forward pass
+    if TYPE_CHECKING:  # TorchScript would compile the class of an attribute that it is told of
+        quantiser: Quantiser | None  # of the unitary weights in a forward pass; see Note [Quantised weights]
+    else:
+        quantiser = None
     __jit_unused_properties__: ClassVar[list[str]] = [
         *OneOperation.__jit_unused_properties__,
         *("update", "matrix", "support", "all_weights"),
