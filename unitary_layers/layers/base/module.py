@@ -1,7 +1,7 @@
 """What every module with unitary weights shares: how they are stored, found, loaded, moved and stepped."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,6 @@ class UnitaryModule(UnitaryMethods, OneOperation):
     step_length: ClassVar[float] = SPECTRAL_LENGTH  # of a rule without one; see Note [One length for all layers]
     rank_share: ClassVar[int] = 16  # what part of n is the rank of a rule without one
     uses: int = 1  # how often a weight acts, one time after another, in a forward pass
-    if TYPE_CHECKING:  # TorchScript would compile the class of an attribute that it is told of
-        quantiser: Quantiser | None  # of the unitary weights in a forward pass; see Note [Quantised weights]
-    else:
-        quantiser = None
     __jit_unused_properties__: ClassVar[list[str]] = [
         *OneOperation.__jit_unused_properties__,
         *("update", "matrix", "support", "all_weights"),
@@ -68,6 +64,8 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         gradient: str = "dense",
     ) -> None:
         super().__init__()
+        # Not told of at the class, or TorchScript would compile the quantiser; see Note [Quantised weights].
+        self.quantiser: Quantiser | None = None
         self._registered: dict[str, int] = {}  # name: the id of its parameter; see forward.py
         dtype = as_dtype(dtype)
         check_rule(update, gradient)
