@@ -55,7 +55,7 @@ def build_model(args: argparse.Namespace, task: Task) -> SequenceModel:
 
 def build_optimizer(args: argparse.Namespace, model: SequenceModel) -> torch.optim.Optimizer:
     """RMSprop or AdamW for every model; its unitary weights by the rule of the layer, or, as the paper does, by projUNN
-    on the same preconditioned gradient.
+    on the same divided gradient.
     """
     if model.kind != "unitary":
         base = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}[args.base]
