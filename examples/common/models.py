@@ -35,8 +35,9 @@ def recurrent_layer(
     gradient: str,
     forget_bias: float,
     quantised: dict[str, object],
+    every_step: bool,
 ) -> nn.Module:
-    """The layer of one kind; `forget_bias` concerns lstm alone, `init`, `update`, `gradient`, `quantised` unitary."""
+    """The layer of one kind; `forget_bias` is for lstm alone, what follows `nonlinearity` and is not that for unitary."""
     if kind not in KINDS:
         raise ValueError(f"model must be one of {KINDS}, got {kind!r}")
     if nonlinearity is None:
@@ -45,7 +46,7 @@ def recurrent_layer(
         from unitary_layers import UnitaryRNN, UpdateRule  # here, so that the baselines need torch alone
 
         options = {"nonlinearity": nonlinearity, "update": UpdateRule(**update), "gradient": gradient, "init": init}
-        return UnitaryRNN(input_size, hidden_size, **options, **quantised)
+        return UnitaryRNN(input_size, hidden_size, **options, **quantised, return_sequence=every_step)
     if kind == "rnn":
         if nonlinearity not in ("relu", "tanh"):
             raise ValueError(f"nn.RNN knows the nonlinearities 'relu' and 'tanh', got {nonlinearity!r}")
@@ -110,13 +111,15 @@ class SequenceModel(nn.Module):
             gradient=gradient,
             forget_bias=forget_bias,
             quantised=quantised or {},
+            every_step=every_step,
         )
         self.readout = make_readout(hidden_size, output_size, readout_width)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`(time, batch, input_size)` -> `(time, batch, output_size)` if `every_step`, else `(batch, output_size)`."""
         states, _ = self.layer(inputs)
-        return self.read_out(states if self.every_step else states[-1])
+        is_last = states.dim() == 2  # all that a unitary layer gives where no more is wanted
+        return self.read_out(states if self.every_step or is_last else states[-1])
 
     def read_out(self, states: Tensor) -> Tensor:
         """What the states `(..., hidden_size)` say: `(..., output_size)`."""
