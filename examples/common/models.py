@@ -37,7 +37,7 @@ def recurrent_layer(
     quantised: dict[str, object],
     every_step: bool,
 ) -> nn.Module:
-    """The layer of one kind; `forget_bias` is for lstm alone, what follows `nonlinearity` and is not that for unitary."""
+    """The layer of one kind; `forget_bias` is for lstm alone, all else but `nonlinearity` for unitary."""
     if kind not in KINDS:
         raise ValueError(f"model must be one of {KINDS}, got {kind!r}")
     if nonlinearity is None:
