@@ -118,7 +118,8 @@ class UnitaryRNNCell(UnitaryRNNBase):
         init: how it starts: "haar", "identity", "henaff", "cayley", "timescales" or a filler.
         gradient: "dense" or "factored"; each use before a step is then sampled for itself, see Note [Sampling inside
             backward]: for many time steps take :class:`UnitaryRNN`, which samples their sum.
-        weight_bits, weight_scale: as for :class:`UnitaryRNN`, which rounds once a pass, where a cell does at each step.
+        weight_bits: as for :class:`UnitaryRNN`, which rounds once a pass, where a cell does at each step.
+        weight_scale: as for :class:`UnitaryRNN`.
 
     Shape:
         Input ``(batch, input_size)`` or ``(input_size,)``; state and output ``(batch, n)`` or ``(n,)``.
