@@ -2,6 +2,10 @@
 
 import warnings
 
+from torch import Tensor
+
+from ...linalg.check import check_dense
+
 
 def check_options(num_layers: int, dropout: float, **flags: bool) -> None:
     """Refuses what ``nn.RNN`` refuses, with the same types of errors, and warns of what it warns of."""
@@ -23,3 +27,19 @@ def check_options(num_layers: int, dropout: float, **flags: bool) -> None:
             f"greater than 1, but got dropout={dropout} and num_layers={num_layers}",
             stacklevel=3,
         )
+
+
+def is_batched(layer: str, input: Tensor, hx: Tensor | None) -> bool:
+    """Whether a padded input ``(t, batch, f)`` or ``(t, f)`` of a recurrent layer has a batch.
+
+    Raises:
+        ValueError, RuntimeError: for what is neither, and for an initial state that does not go with it.
+    """
+    check_dense(f"input of {layer}", input)
+    if input.dim() not in (2, 3):
+        raise ValueError(f"{layer}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+    batched = input.dim() == 3
+    if hx is not None and hx.dim() != input.dim():
+        kind = "batched 3-D" if batched else "unbatched 2-D"
+        raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
+    return batched

@@ -20,7 +20,7 @@ from ..base.inputs import dtype_differs
 from ..base.quantise import as_quantiser
 from .cell import UnitaryRNNBase
 from .impulse import impulses_pay, last_states
-from .options import check_options
+from .options import check_options, is_batched
 
 
 class UnitaryRNN(UnitaryRNNBase):
@@ -166,13 +166,7 @@ class UnitaryRNN(UnitaryRNNBase):
         return (PackedSequence(output, sizes, order, undo) if self.return_sequence else self._last(h_n)), h_n
 
     def _padded(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
-        check_dense("input of UnitaryRNN", input)
-        if input.dim() not in (2, 3):
-            raise ValueError(f"UnitaryRNN: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        batched = input.dim() == 3
-        if hx is not None and hx.dim() != input.dim():
-            kind = "batched 3-D" if batched else "unbatched 2-D"
-            raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
+        batched = is_batched("UnitaryRNN", input, hx)
         x = (input.transpose(0, 1) if self.batch_first else input) if batched else input.unsqueeze(1)
         if x.size(0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")

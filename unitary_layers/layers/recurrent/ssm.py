@@ -14,7 +14,7 @@ from ...projunn.rule import UpdateRule
 from ...training.precision import without_autocast
 from ..base.forward import watch_own
 from ..base.inputs import as_size
-from .options import check_options
+from .options import check_options, is_batched
 from .ssm_base import UnitarySSMBase, dtype_of_output, pairs_of
 
 
@@ -190,13 +190,7 @@ class UnitarySSM(UnitarySSMBase):
         watch_own(self)
         if isinstance(input, PackedSequence):
             return self._run_packed(input, hx, whole)
-        check_dense("input of UnitarySSM", input)
-        if input.dim() not in (2, 3):
-            raise ValueError(f"UnitarySSM: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        batched = input.dim() == 3
-        if hx is not None and hx.dim() != input.dim():
-            kind = "batched 3-D" if batched else "unbatched 2-D"
-            raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
+        batched = is_batched("UnitarySSM", input, hx)
         x = (input if self.batch_first else input.transpose(0, 1)) if batched else input[None]
         if x.size(1) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
