@@ -40,6 +40,22 @@ from unitary_layers.testing import assert_unitary
 from unitary_layers.training import unitary_weights
 
 
+@pytest.mark.parametrize("cls", [UnitaryLinear, UnitaryRNN, UnitaryRNNCell])
+def test_a_layer_pickled_by_an_older_release_goes_on(cls):
+    layer, x = cls(3, N), torch.randn(5, 3)
+    state = layer.__getstate__()
+    for later in ("quantiser", "_lazy", "return_sequence"):
+        state.pop(later, None)
+    older = cls.__new__(cls)
+    older.__setstate__(state)
+    assert repr(older) == repr(layer)
+    output = older(x)
+    loss = (output[0] if cls is UnitaryRNN else output).sum()
+    loss.backward()
+    older.projunn_step()
+    assert_unitary(older)
+
+
 @every_entry
 @pytest.mark.parametrize("assign", [False, True], ids=["copy", "assign"])
 def test_state_dict_round_trip(entry, assign):

@@ -91,6 +91,15 @@ def test_zero_rows_stay_zero(scale):
 
 
 @every_scale
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_matrix_in_half_precision_is_rounded_as_it_is_in_float32(dtype, scale):
+    matrix = torch.randn(64, 28).to(dtype)
+    quantised = Quantiser(8, scale)(matrix)
+    assert quantised.dtype == dtype
+    assert torch.equal(quantised, Quantiser(8, scale)(matrix.float()).to(dtype))
+
+
+@every_scale
 @pytest.mark.parametrize("shape", [(6, 6), (4, 7), (7, 4)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
 def test_linear_is_that_of_its_integers(shape, dtype, scale):

@@ -18,7 +18,7 @@ from .inputs import HALF, as_dtype, as_real, check_rule, check_stored
 from .loading import STATE_VERSION, cast_along, is_too_new, prepare_state
 from .methods import UnitaryMethods
 from .quantise import Quantiser
-from .states import STATE, state_names, state_shapes
+from .states import LATER, STATE, state_names, state_shapes
 from .symbolic import OneOperation
 
 # Note [Storage]
@@ -79,7 +79,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         self._unitary: dict[str, bool] = {}  # name: whether it is stored as pairs
         self._shapes: dict[str, torch.Size] = {}  # name: of what is stored
         self._unfolded: dict[str, torch.Size] = {}  # name: shape of its matrices, if it is stored in another one
-        self._lazy: set[str] = set()  # names of weights of which only what was used steps
+        self._lazy = frozenset[str]()  # names of weights of which only what was used steps
         self._update = update
         enrol(self)
 
@@ -121,7 +121,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         Of a lazy one ``(V, m, n)`` only those matrices step that a batch has used; see Note [Lazy weights].
         """
         if lazy:
-            self._lazy.add(name)
+            self._lazy |= {name}
         if unfolded is not None:
             self._unfolded[name] = torch.Size(unfolded)
         stored = self._empty(shape, device, dtype)
@@ -237,7 +237,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         return self.__dict__ | {"process_group": None, "grad_scaler": None}  # a copy trains by itself
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's has no annotations
+        super().__setstate__(LATER | state)  # type: ignore[no-untyped-call]  # torch's has no annotations
         self._note_registered()
         enrol(self)
 

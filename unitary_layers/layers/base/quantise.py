@@ -55,7 +55,7 @@ class Quantiser:
     def __call__(self, matrix: Tensor) -> Tensor:
         """The quantised matrix, in the shape of this one, of which its gradient is taken for that of this one."""
         codes, alpha = self.codes(matrix.detach())
-        return codes * alpha + (matrix - matrix.detach())  # zeros, but for autograd
+        return (codes * alpha).to(matrix.dtype) + (matrix - matrix.detach())  # zeros, but for autograd
 
     def __str__(self) -> str:
         scale = "" if self.scale == "row" else f", weight_scale={self.scale!r}"
@@ -69,10 +69,11 @@ class Quantiser:
             matrix: real, ``(m, n)``, or pairs ``(m, n, 2)`` of a complex one, whose parts share a scale.
 
         Returns:
-            Integers of the shape and dtype of the matrix, and alpha: ``()``, or ``(m, 1)`` (pairs: ``(m, 1, 1)``) for
-            "row".
+            Integers of the shape of the matrix, and alpha: ``()``, or ``(m, 1)`` (pairs: ``(m, 1, 1)``) for "row". Both
+            in its dtype, but at least float32: sums of squared codes are beyond float16.
         """
         rows = matrix.reshape(len(matrix) if self.scale == "row" else 1, -1)
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         alpha = _above_zero(rows.abs().amax(-1, keepdim=True) / self._most)
         alpha = alpha if self.scale == "max" else self._fitted(rows, alpha)
         codes = self._rounded(rows, alpha)

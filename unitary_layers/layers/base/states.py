@@ -8,6 +8,10 @@ from ...projunn.rule import UpdateRule
 from ...training.memory import Memory
 
 STATE = ("count", "previous", *Memory._fields)  # after the name of the weight
+LATER: dict[str, object] = {
+    "quantiser": None,
+    "_lazy": frozenset(),
+}  # attributes that pickles of older releases do not have
 GONE = ("row_moments", "column_moments")  # what state dicts of older releases have beside these, and nothing needs
 
 

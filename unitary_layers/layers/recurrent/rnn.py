@@ -83,6 +83,7 @@ class UnitaryRNN(UnitaryRNNBase):
         >>> rnn.projunn_step()
     """
 
+    return_sequence = True  # of pickles of older releases
     if TYPE_CHECKING:  # the names of the first layer; those of the others are made in the same way
         weight_ih_l0: Tensor
         weight_hh_l0: Tensor
