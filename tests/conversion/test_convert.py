@@ -368,6 +368,20 @@ def test_the_way_back_says_what_is_left_of_an_isometry(dtype, allowed):
     assert 0.95 * orthogonality_bound(model[0].weight) <= stated <= allowed
 
 
+@pytest.mark.parametrize("bits", [(4, None), (4, 2), (4, 4)])
+def test_a_weight_that_two_layers_round_otherwise_stays(bits):
+    model = nn.Sequential(*(UnitaryLinear(N, N, weight_bits=b) for b in bits))
+    model[1].weight = model[0].weight
+    x = torch.randn(3, N)
+    y = model(x)
+    report = revert(model)
+    assert_rounding(model(x), y, n=100)
+    notes = [row.note for row in report]
+    shared = "it shares its weight with '{}', which does not round it alike"
+    assert notes[0] == ("" if bits == (4, 4) else shared.format(1))
+    assert notes[1] == (shared.format(0) if bits == (4, 2) else "")
+
+
 def test_a_weight_of_zeros_becomes_unitary():
     model = nn.Sequential(nn.Linear(N, N))
     nn.init.zeros_(model[0].weight)

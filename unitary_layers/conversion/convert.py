@@ -14,7 +14,7 @@ from .kinds import MATRICES
 from .plan import LeaveAlone, back, forth
 from .report import Conversion, Report
 from .swap import Swap, exchange
-from .ties import torn
+from .ties import rounded_otherwise, torn
 from .values import give_values
 
 STARTS, CONVOLUTIONS = ("nearest", "init"), ("stiefel", "isometry")
@@ -128,7 +128,9 @@ def revert(model: nn.Module) -> Report:
             swaps[name] = back(layer, model.get_submodule(name.rpartition(".")[0]) if name else None)
         except LeaveAlone as reason:
             reasons[name] = str(reason)
-    return _carry_out(layers, swaps, reasons)
+    unlike = rounded_otherwise(model, swaps)
+    swaps = {name: swap for name, swap in swaps.items() if name not in unlike}
+    return _carry_out(layers, swaps, reasons | unlike)
 
 
 def _layers(model: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:

@@ -42,3 +42,27 @@ def _agree(a: Swap, name: str, b: Swap | None, other: str) -> bool:
     assert isinstance(a.twin, UnitaryModule)
     assert isinstance(b.twin, UnitaryModule)
     return a.twin.unitary_weight(name).matrix.shape == b.twin.unitary_weight(other).matrix.shape
+
+
+def rounded_otherwise(model: nn.Module, swaps: dict[str, Swap]) -> dict[str, str]:
+    """Those of the quantised layers that share a weight with one that stays, or does not round it alike, and why.
+
+    Args:
+        model: in which they are.
+        swaps: of layers that become torch's, by their names.
+    """
+    names = {id(layer): name for name, layer in model.named_modules()}
+    reverted = {id(swap.layer) for swap in swaps.values()}
+    holders: dict[int, list[nn.Module]] = defaultdict(list)
+    for layer in model.modules():
+        for parameter in layer._parameters.values():
+            holders[id(parameter)].append(layer)
+    reasons = {}
+    for name, swap in swaps.items():
+        layer = swap.layer
+        assert isinstance(layer, UnitaryModule)
+        for local in layer._unitary if layer.quantiser is not None else ():
+            for other in holders[id(layer._parameters[local])]:
+                if id(other) not in reverted or getattr(other, "quantiser", None) != layer.quantiser:
+                    reasons[name] = f"it shares its {local} with {names[id(other)]!r}, which does not round it alike"
+    return reasons

@@ -217,3 +217,11 @@ def test_refusals_say_what_was_expected(attempt, error, message):
 def test_the_repr_names_what_is_not_the_default():
     assert repr(UnitarySSM(3, 4)) == "UnitarySSM(3, 4)"
     assert repr(UnitarySSM(3, 4, decay=False, stride=2)) == "UnitarySSM(3, 4, decay=False, stride=2)"
+
+
+def test_a_state_that_is_no_tensor_is_refused_in_words():
+    ssm, x = UnitarySSM(3, 4), torch.randn(5, 2, 3)
+    with pytest.raises(TypeError, match="hx of UnitarySSM"):
+        ssm(x, [torch.zeros(1, 2, 4)])
+    with pytest.raises(TypeError, match="state of UnitarySSM.step"):
+        ssm.step(x[0], [torch.zeros(1, 2, 4)])

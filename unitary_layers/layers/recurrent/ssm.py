@@ -167,7 +167,8 @@ class UnitarySSM(UnitarySSMBase):
         """
         if self.bidirectional:
             raise ValueError("expected one direction in step(): the other begins at the end of the sequence")
-        check_dense("input of UnitarySSM.step", x)
+        for name, given in [("input", x)] + ([] if h is None else [("state", h)]):
+            check_dense(f"{name} of UnitarySSM.step", given)
         if x.dim() not in (1, 2):
             raise ValueError(f"UnitarySSM.step: Expected input to be 1D or 2D, got {x.dim()}D instead")
         watch_own(self)
@@ -187,6 +188,8 @@ class UnitarySSM(UnitarySSMBase):
         self, input: Tensor | PackedSequence, hx: Tensor | None, whole: bool
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """All layers; outputs of all steps or of the last."""
+        if hx is not None:
+            check_dense("hx of UnitarySSM", hx)
         watch_own(self)
         if isinstance(input, PackedSequence):
             return self._run_packed(input, hx, whole)

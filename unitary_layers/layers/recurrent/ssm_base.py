@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...linalg.check import check_dense
 from ...projunn.rule import UpdateRule
 from ...training.precision import without_autocast
 from ..base.forward import in_use
@@ -205,7 +204,6 @@ class UnitarySSMBase(UnitaryModule):
             raise ValueError(f"expected input of the weight's dtype {self.weight_ih_l0.dtype}, got {x.dtype}")
         if hx is None:
             return None
-        check_dense("hx of UnitarySSM", hx)
         expected = (self.num_layers * self._directions, x.size(0), self.hidden_size)
         if tuple(hx.shape) != expected:
             raise RuntimeError(f"Expected hidden size {expected}, got {tuple(hx.shape)}")
