@@ -382,6 +382,16 @@ def test_a_weight_that_two_layers_round_otherwise_stays(bits):
     assert notes[1] == (shared.format(0) if bits == (4, 2) else "")
 
 
+def test_of_a_convolution_with_zeros_around_the_image_it_bounds_the_largest_singular_value_alone():
+    model = nn.Sequential(OrthogonalConv2d(2, 2, 3, padding_mode="zeros", bias=False))
+    (change,) = revert(model)
+    responses = model(torch.eye(32).view(32, 2, 4, 4)).detach().flatten(1)
+    squares = torch.linalg.svdvals(responses.double()).square()
+    assert change.note.startswith("sigma^2 - 1 <= ")
+    assert squares.amin() < 0.9
+    assert squares.amax() - 1 <= float(change.note.removeprefix("sigma^2 - 1 <= ")) + 1e-6
+
+
 def test_a_weight_of_zeros_becomes_unitary():
     model = nn.Sequential(nn.Linear(N, N))
     nn.init.zeros_(model[0].weight)

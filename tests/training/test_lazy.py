@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unitary_layers import ProjUNN, UnitaryWordRNN, UpdateRule, attach, projunn_step
+from unitary_layers.linalg import unitarity_error
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training.batch import step_of
 from unitary_layers.training.lazy import lazy
@@ -87,6 +88,17 @@ def test_words_that_occur_move_as_those_of_a_smaller_vocabulary():
             loss_of(layer, ids, seed).backward()
             projunn_step(layer)
     assert torch.equal(module.weight[[1, 4]], small.weight)
+
+
+def test_a_retraction_that_is_due_is_also_of_words_that_do_not_occur():
+    module = UnitaryWordRNN(V, N, update=UpdateRule(retract_every=2))
+    with torch.no_grad():
+        module.weight.mul_(1 + 1e-6)  # no more than rounding may have made
+    before = unitarity_error(module.weight.detach())
+    for ids in ([1], [4]):
+        loss_of(module, ids).backward()
+        projunn_step(module)
+    assert (unitarity_error(module.weight.detach()) < before / 4).all()
 
 
 def test_a_step_that_no_word_takes_is_none():

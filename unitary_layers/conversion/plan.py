@@ -96,13 +96,17 @@ def back(layer: nn.Module, parent: nn.Module | None) -> Swap:
 
 
 def _certificate(layer: nn.Module, values: dict[str, Tensor]) -> str:
-    """What rounding has left of an isometry, for images of every size: of a local convolution, as it is stored."""
+    """What rounding has left of an isometry, for images of every size: of a local convolution, as it is stored.
+
+    With zeros around the image it never was one, and only the largest singular value is bounded.
+    """
     if not isinstance(layer, OrthogonalConvNd) or not isinstance(layer.support, LocalSupport) or layer.is_complex:
         return ""
     kernel = values["weight"]
     if kernel.is_meta:
         return ""
-    return f"|sigma^2 - 1| <= {float(orthogonality_bound(kernel, layer.stride, groups=layer.groups)):.1e}"
+    bounded = "|sigma^2 - 1|" if layer.support.is_periodic else "sigma^2 - 1"
+    return f"{bounded} <= {float(orthogonality_bound(kernel, layer.stride, groups=layer.groups)):.1e}"
 
 
 def _kind_of(layer: nn.Module) -> Kind:

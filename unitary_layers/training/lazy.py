@@ -20,6 +20,7 @@ from .weight import Seen
 # that is not zero, taken out together with all that is remembered of them, and put back when they are written. The
 # others keep every bit. This is what torch's SparseAdam does for the rows of an embedding. It also saves
 # the small decompositions of matrices that would not move. Ranks that share gradients take those that any of them uses.
+# Only a retraction that is due is of all matrices: a word that never occurs in just that step would drift for ever.
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class PartialStep(Step):
     whole: Step | None = None
     places: Tensor | None = None
 
-    def finish(self) -> None:
-        """Puts back what was written."""
+    def finish(self, *, is_retracted: bool) -> None:
+        """Puts back what was written, and retracts all matrices if that is due."""
         assert self.whole is not None
         assert self.places is not None
         for own, written in zip(_tensors(self.whole), _tensors(self), strict=True):
             own.index_copy_(0, self.places, written)
-        self.whole.finish()
+        self.whole.finish(is_retracted=is_retracted)
 
 
 def lazy(step: Step, gradient: GradientOperator) -> Iterator[Step]:

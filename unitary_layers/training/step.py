@@ -143,10 +143,8 @@ def write(move: Move) -> None:
         for buffers, values in zip(zip(*batch.memories, strict=True), move.memory, strict=True):
             _copy_(buffers, batch.unstack(values))
     period = batch.rule.retract_period(max(batch.shape))
-    for step, matrix, count in zip(batch.steps, batch.matrices, counts, strict=True):
-        if period and (count + 1) % period == 0:
-            matrix.copy_(nearest_unitary(matrix))
-        step.finish()
+    for step, count in zip(batch.steps, counts, strict=True):
+        step.finish(is_retracted=period > 0 and (count + 1) % period == 0)
 
 
 def _write_states(batch: Batch, sample: LowRank) -> None:

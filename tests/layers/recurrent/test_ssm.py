@@ -223,5 +223,5 @@ def test_a_state_that_is_no_tensor_is_refused_in_words():
     ssm, x = UnitarySSM(3, 4), torch.randn(5, 2, 3)
     with pytest.raises(TypeError, match="hx of UnitarySSM"):
         ssm(x, [torch.zeros(1, 2, 4)])
-    with pytest.raises(TypeError, match="state of UnitarySSM.step"):
+    with pytest.raises(TypeError, match=r"state of UnitarySSM\.step"):
         ssm.step(x[0], [torch.zeros(1, 2, 4)])
