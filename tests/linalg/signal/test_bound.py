@@ -58,7 +58,9 @@ def test_no_singular_value_is_beyond_the_bound(shape, dtype, seed, near):
     assert bound <= taps * penalty.sqrt() + 100 * eps(dtype)
 
 
-@pytest.mark.parametrize(("shape", "stride"), [((4, 4, 3), 1), ((4, 8, 3), 1), ((16, 4, 4), 2), ((8, 4, 3), 2)])
+@pytest.mark.parametrize(
+    ("shape", "stride"), [((4, 4, 3), 1), ((4, 8, 3), 1), ((8, 4, 3), 1), ((16, 4, 4), 2), ((8, 4, 3), 2)]
+)
 def test_the_bound_of_an_isometry_and_of_an_adjoint_is_rounding_error(shape, stride):
     out, channels, taps = shape
     conv = OrthogonalConv2d(channels, out, taps, stride=stride, padding_mode="circular", dtype=torch.float64)
