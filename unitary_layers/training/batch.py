@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..linalg import LowRank, nearest_unitary
+from ..linalg import LowRank
 from ..projunn.gradient import DenseGradient, GradientOperator
 from ..projunn.rule import UpdateRule
 from ..projunn.sampling import LowRankGradient
@@ -45,12 +45,9 @@ class Step:
     state: Sequence[tuple[Tensor, Tensor]] = ()
     memory: Memory | None = None
 
-    def finish(self, *, is_retracted: bool) -> None:
-        """Retracts the weight, which has been written, if that is due, and notes that it is unitary."""
-        if is_retracted:
-            matrix = self.weight.matrix
-            matrix.copy_(nearest_unitary(matrix))
-        self.weight.seen.note(self.weight.parameter)
+    def finish(self) -> UnitaryWeight:
+        """What is left to do once the step is written; returns the weight that it belongs to."""
+        return self.weight
 
 
 def step_of(

@@ -11,7 +11,7 @@ from ..projunn.gradient import DenseGradient, GradientOperator
 from .batch import Step
 from .memory import Memory
 from .reduced import ReducedGradient
-from .weight import Seen
+from .weight import Seen, UnitaryWeight
 
 # Note [Lazy weights]
 # A vocabulary is a weight of many matrices, of which a batch uses a few. The gradient of the others is exactly zero,
@@ -35,13 +35,13 @@ class PartialStep(Step):
     whole: Step | None = None
     places: Tensor | None = None
 
-    def finish(self, *, is_retracted: bool) -> None:
-        """Puts back what was written, and retracts all matrices if that is due."""
+    def finish(self) -> UnitaryWeight:
+        """Puts back what was written; returns the whole weight."""
         assert self.whole is not None
         assert self.places is not None
         for own, written in zip(_tensors(self.whole), _tensors(self), strict=True):
             own.index_copy_(0, self.places, written)
-        self.whole.finish(is_retracted=is_retracted)
+        return self.whole.finish()
 
 
 def lazy(step: Step, gradient: GradientOperator) -> Iterator[Step]:

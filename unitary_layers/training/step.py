@@ -144,7 +144,10 @@ def write(move: Move) -> None:
             _copy_(buffers, batch.unstack(values))
     period = batch.rule.retract_period(max(batch.shape))
     for step, count in zip(batch.steps, counts, strict=True):
-        step.finish(is_retracted=period > 0 and (count + 1) % period == 0)
+        weight = step.finish()
+        if period and (count + 1) % period == 0:
+            weight.matrix.copy_(nearest_unitary(weight.matrix))
+        weight.seen.note(weight.parameter)
 
 
 def _write_states(batch: Batch, sample: LowRank) -> None:
