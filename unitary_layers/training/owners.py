@@ -53,7 +53,7 @@ def owners_of(parameters: Iterable[Tensor]) -> list[UnitaryOwner]:
 
 
 def _parameters_of(owner: UnitaryOwner) -> Iterable[Tensor | None]:
-    return cast(nn.Module, owner)._parameters.values()
+    return list(cast(nn.Module, owner)._parameters.values())  # at once: another thread may be building the layer
 
 
 def weights_of(
