@@ -82,7 +82,8 @@ class PixelRun(ResumableRun):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
-        self.data, self.epoch = Pixels(load_images(args.images, args.root), args.permute, args.shift), 0
+        self.data = Pixels(load_images(args.images, args.root), args.permute, args.shift)
+        self.epoch = 0
         torch.manual_seed(args.seed)
         init = "identity" if args.basis == "none" else "haar"
         self.model = timm.create_model("unissm_pixel_projunn", widths=(args.width, args.width), init=init)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
-from registered import every_model, images, make, make_small, size_of
+from registered import NAMES, every_model, images, make, make_small, size_of
 from timm.layers import set_layer_config
 from timm.models import get_notrace_functions, get_notrace_modules
 from timm.models._manipulate import group_with_matcher
@@ -211,3 +211,17 @@ def test_set_input_size_of_a_local_model():
     model.set_input_size((64, 96))
     with pytest.raises(ValueError, match=r"expected sides in multiples of 32, got \(40, 64\)"):
         model.set_input_size((40, 64))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "pixel" in name])
+@pytest.mark.parametrize("training", [True, False])
+def test_hooks_of_stages_and_of_their_layers_are_called(name, training):
+    model, called = make_small(name).train(training), []
+    waiting = {"stages": model.stages, **{f"stages.{i}": stage for i, stage in enumerate(model.stages)}}
+    waiting |= {f"stages.{i}.{n}": m for i, stage in enumerate(model.stages) for n, m in stage.named_children()}
+    for place, module in waiting.items():
+        module.register_forward_hook(lambda *_, place=place: called.append(place))
+        model(images(name))
+        assert place in called
+        called.clear()
+        module._forward_hooks.clear()  # one at a time: a model must not mind the others alone

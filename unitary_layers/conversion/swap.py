@@ -98,7 +98,7 @@ def _parameter(
     if source is not None and fits and not is_scaled:
         if value is not None and not _copied(value, source):
             gradient, source.grad = source.grad, None  # which torch would leave in another dtype
-            source.data = value  # as casts of nn.Module do: nothing else gives an object that stays another dtype
+            source.data = value  # as casts of nn.Module do; swap_tensors refuses what a weak reference is kept of
             source.grad = None if gradient is None else gradient.to(value.dtype)
         return source
     weight = source_of(swap.layer, "weight") if source is None else source

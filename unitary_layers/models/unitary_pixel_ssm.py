@@ -12,6 +12,7 @@ from torch.fx import Proxy
 
 from ..layers import UnitarySSM
 from ..layers.base.inputs import as_size
+from ..layers.recurrent.fused import has_hooks
 from ..projunn import UpdateRule
 from .arguments import pooling_of, rule_of
 from .protocol import StagedClassifier
@@ -193,9 +194,12 @@ class UnitaryPixelSSM(StagedClassifier):
     @torch.jit.ignore
     def _read_features(self, x: Tensor) -> Tensor:
         """Those of the features that the head reads: where it takes the last output, no others are made."""
-        if not isinstance(self.head.global_pool, LastState) or isinstance(x, Proxy):
+        last = self.stages[-1]
+        # Whoever has a hook there is to be called with all outputs.
+        is_hooked = any(map(has_hooks, (self.stages, last, last.ssm)))  # type: ignore[arg-type]
+        if is_hooked or not isinstance(self.head.global_pool, LastState) or isinstance(x, Proxy):
             return self.forward_features(x)
-        return self.stages[-1].last(self.stages[:-1](self.stem(x)))  # type: ignore[operator,no-any-return]
+        return last.last(self.stages[:-1](self.stem(x)))  # type: ignore[operator,no-any-return]
 
 
 default_cfgs = generate_default_cfgs(

@@ -57,13 +57,18 @@ FUSED = {
 _KINDS = {fused.module: name for name, fused in FUSED.items()}
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something waits for the calls of a module, or for their gradients."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks)
+    return any((*hooks, module._backward_pre_hooks, module._backward_hooks))
+
+
 def kind_of(activation: nn.Module, weight: Tensor) -> str | None:
     """The name in ``FUSED`` of a module's nonlinearity; None for others, and where its hooks ask for each step.
 
     Complex modReLU is none of them: its derivative is no function of its output alone.
     """
-    hooks = (activation._forward_pre_hooks, activation._forward_hooks)
-    if any((*hooks, activation._backward_pre_hooks, activation._backward_hooks)):
+    if has_hooks(activation):
         return None
     kind = _KINDS.get(type(activation))
     return None if kind == "modrelu" and weight.is_complex() else kind

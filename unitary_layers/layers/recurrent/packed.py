@@ -13,6 +13,19 @@ def sizes_of(lengths: Tensor | int, batch: int) -> list[int]:
     return lengths.tolist() if isinstance(lengths, Tensor) else [batch] * lengths
 
 
+def reordered(h: Tensor, order: Tensor | None) -> Tensor:
+    """A state ``(layers, batch, n)`` with its batch in the order of a packed sequence, or back in the user's.
+
+    Raises:
+        RuntimeError: for a state of another batch.
+    """
+    if order is None:
+        return h
+    if h.dim() != 3 or h.size(1) != len(order):
+        raise RuntimeError(f"Expected hidden size (layers, {len(order)}, n), got {tuple(h.shape)}")
+    return h.index_select(1, order)
+
+
 def alive_of(h: Tensor, alive: int, h_0: Tensor, ended: list[Tensor]) -> Tensor:
     """The states of those sequences that are alive at the next step, of those at this one."""
     if alive < h.size(0):  # forwards, the shortest sequences end

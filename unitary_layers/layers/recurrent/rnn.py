@@ -21,6 +21,7 @@ from ..base.quantise import as_quantiser
 from .cell import UnitaryRNNBase
 from .impulse import impulses_pay, last_states
 from .options import check_options, is_batched
+from .packed import reordered
 
 
 class UnitaryRNN(UnitaryRNNBase):
@@ -161,9 +162,9 @@ class UnitaryRNN(UnitaryRNNBase):
 
     def _packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence | Tensor, Tensor]:
         data, sizes, order, undo = input
-        h_0 = None if hx is None else _reordered(hx, order)
+        h_0 = None if hx is None else reordered(hx, order)
         output, h_n = self._run(data, sizes, h_0, int(sizes[0]))
-        h_n = _reordered(h_n, undo)
+        h_n = reordered(h_n, undo)
         return (PackedSequence(output, sizes, order, undo) if self.return_sequence else self._last(h_n)), h_n
 
     def _padded(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -247,8 +248,3 @@ class UnitaryRNN(UnitaryRNNBase):
         defaults |= {"dropout": 0.0, "bidirectional": False, "is_complex": False, "return_sequence": True}
         parts = [f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *parts, *self.extra_repr_of_rule("henaff")])
-
-
-def _reordered(h: Tensor, order: Tensor | None) -> Tensor:
-    """The batch dimension of a state ``(layers, batch, n)`` in another order."""
-    return h if order is None else h.index_select(1, order)

@@ -15,6 +15,7 @@ from ...training.precision import without_autocast
 from ..base.forward import watch_own
 from ..base.inputs import as_size
 from .options import check_options, is_batched
+from .packed import reordered
 from .ssm_base import UnitarySSMBase, dtype_of_output, pairs_of
 
 
@@ -210,8 +211,8 @@ class UnitarySSM(UnitarySSMBase):
         data, sizes, order, undo = input
         check_dense("input of UnitarySSM", data)
         x, lengths = pad_packed_sequence(PackedSequence(data, sizes), batch_first=True)
-        y, h_n = self._layers(x, hx if hx is None or order is None else hx.index_select(1, order), lengths, whole)
-        h_n = h_n if undo is None else h_n.index_select(1, undo)
+        y, h_n = self._layers(x, None if hx is None else reordered(hx, order), lengths, whole)
+        h_n = reordered(h_n, undo)
         if not whole:
             return (y if undo is None else y[undo]), h_n
         return PackedSequence(pack_padded_sequence(y, lengths, batch_first=True).data, sizes, order, undo), h_n

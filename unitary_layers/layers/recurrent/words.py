@@ -19,6 +19,7 @@ from ...training.weight import as_complex
 from ..base.forward import value_in_use, watch_own
 from ..base.inputs import HALF, as_size, dtype_differs
 from ..base.module import UnitaryModule
+from .packed import reordered
 from .planes import rotations
 from .products import Words
 from .vocabulary import check_words, checked_padding
@@ -179,9 +180,9 @@ class UnitaryWordRNN(UnitaryModule):
         if isinstance(input, PackedSequence):
             data, sizes, order, undo = input
             check_words(data, self.num_embeddings)
-            h_0 = hx if hx is None or order is None else hx.index_select(1, order)
+            h_0 = None if hx is None else reordered(hx, order)
             output, h_n = self._run(data, sizes, h_0, int(sizes[0]))
-            return PackedSequence(output, sizes, order, undo), h_n if undo is None else h_n.index_select(1, undo)
+            return PackedSequence(output, sizes, order, undo), reordered(h_n, undo)
         check_words(input, self.num_embeddings)
         batched = input.dim() == 2
         if hx is not None and hx.dim() != input.dim() + 1:
