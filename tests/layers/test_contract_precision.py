@@ -40,6 +40,16 @@ def all_dtypes(module: nn.Module) -> set[torch.dtype]:
 
 
 @every_entry
+def test_autocast_leaves_double_precision_alone(entry):
+    module, x = entry.make(torch.float64), entry.input(torch.float64)
+    y = output_of(module, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = output_of(module, x)
+    assert z.dtype == y.dtype == x.dtype
+    assert_rounding(z, y, n=N)
+
+
+@every_entry
 @pytest.mark.parametrize("cast", [lambda m: m.to(torch.float64), lambda m: m.double()], ids=["to", "double"])
 def test_double_precision_is_taken_on(entry, cast):
     module = entry.make(update=POWER)

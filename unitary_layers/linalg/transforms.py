@@ -15,6 +15,15 @@ import torch
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
+def is_open(size: int) -> bool:
+    """Whether an export is to take any size in the place of this one."""
+    if not is_exporting():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # with sympy, which an export has loaded
+
+    return not has_static_value(size)
+
+
 def is_transformed() -> bool:
     """Whether torch.export, torch.jit.trace or a transform of torch.func looks on; see Note [Under a transform]."""
     return is_exporting() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()

@@ -26,7 +26,7 @@ from ...linalg.signal.spectrum import (
 )
 from ...linalg.transforms import is_transformed
 from ...training.factored.graphs import Sampled, collect
-from ...training.precision import without_autocast
+from ...training.precision import output_dtype, without_autocast
 
 Factored = tuple[Sampled | None, Sampled | None]  # those of a layer's weights that are collected
 # Up to this many points a product with the dense basis is the faster transform; on two cores they meet at 16 x 16.
@@ -102,10 +102,8 @@ class FullSupport:
             real, z = to_bins_by_basis(x, basis, len(weight) // self.groups)
             return from_bins_by_basis(*self._multiply(real, z, weight, pairs, factored), basis=basis, size=self.grid)
         indices = Bins(**{name: value.to(x.device) for name, value in constants.items()})
-        device = x.device.type
-        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if casts and x.dtype != torch.float64 else x.dtype
-        with without_autocast(device):  # there is no FFT in bfloat16
+        dtype = output_dtype(x)
+        with without_autocast(x.device.type):  # there is no FFT in bfloat16
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             there, back = FFT_PLAIN if is_transformed() else FFT_NODES
             real, z = there(wide, indices)

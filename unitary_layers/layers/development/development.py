@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ...linalg.transforms import is_transformed
 from ...projunn.rule import UpdateRule
-from ...training.precision import without_autocast
+from ...training.precision import output_dtype, without_autocast
 from ..base.forward import value_in_use, watch_own
 from ..base.inputs import as_dtype, as_size, check_input
 from ..base.module import UnitaryModule
@@ -155,7 +155,7 @@ class UnitaryDevelopment(UnitaryModule):
             raise RuntimeError("UnitaryDevelopment: expected a path of at least one point, got a sequence length of 0")
         if self.training and torch.is_grad_enabled() and not is_transformed():
             self.uses = max(path.size(0) - 1, 1)
-        with without_autocast(device := path.device.type):
+        with without_autocast(path.device.type):
             weight, wide = value_in_use(self, "weight"), path.to(self.weight.dtype)
             increments = wide.diff(dim=0)
             if lengths is not None:  # behind the end of a sequence its last point is repeated
@@ -167,12 +167,7 @@ class UnitaryDevelopment(UnitaryModule):
             eye = eye.expand(self.channels, to_double(points := path.size(0)) + 1, path.size(1), -1, -1)
             steps = torch.cat([eye[:, :1], steps, eye[:, 1:]], 1)
             z = products(steps)[:, :points].movedim(0, 2) if self.return_sequence else product(steps).movedim(0, 1)
-        return z if self.is_complex else z.to(self._out(path, device))
-
-    def _out(self, path: Tensor, device: str) -> torch.dtype:
-        """The dtype of the output of a real layer: that of the path, or in a region of autocast what that asks for."""
-        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        return torch.get_autocast_dtype(device) if casts and path.dtype != torch.float64 else path.dtype
+        return z if self.is_complex else z.to(output_dtype(path))
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]

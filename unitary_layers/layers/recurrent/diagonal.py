@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...linalg.transforms import is_exporting
+from ...linalg.transforms import is_open
 
 # Note [A recurrence as products of matrices]
 # h_t = lambda h_(t-1) + v_t, state by state, is a convolution of v with the powers of lambda. In chunks of c steps it
@@ -143,15 +143,6 @@ def _all_states_by_fft(v: Tensor, spectrum: Spectrum, h_0: Tensor | None) -> Ten
     if h_0 is not None:
         h = h + powers[:, None, 1:] * torch.complex(*h_0)[..., None]
     return torch.stack((h.real, h.imag))
-
-
-def is_open(steps: int) -> bool:
-    """Whether an export is to take sequences of any length."""
-    if not is_exporting():
-        return False
-    from torch.fx.experimental.symbolic_shapes import has_static_value  # with sympy, which an export has loaded
-
-    return not has_static_value(steps)
 
 
 def outputs_of_narrow(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...linalg.transforms import is_exporting, is_transformed
+from ...linalg.transforms import is_open, is_transformed
 from ...training.factored.collect import Parts, collect
 from ...training.factored.graphs import Sampled, weight_at
 from ...training.factored.once import once_differentiable
@@ -53,7 +53,8 @@ def scan(
         All states ``(sum(batch_sizes), n)``, and the state of each sequence after its last step ``(batch, n)``.
     """
     kind, is_formula = kind_of(activation, weight), is_transformed()
-    if kind is not None and (_is_open(lengths) if is_formula else torch.compiler.is_compiling()):
+    is_any = not isinstance(lengths, Tensor) and is_open(lengths)
+    if kind is not None and (is_any if is_formula else torch.compiler.is_compiling()):
         assert not isinstance(factored, UnitaryWeight)  # see Note [An operator that collects]
         weight, bias = weight if factored is None else weight.detach(), bias_of(activation, projected)
         sizes = lengths if isinstance(lengths, Tensor) else None
@@ -62,15 +63,6 @@ def scan(
     if factored is None:
         return _scan(projected, *of, reverse)
     return _collected_scan(projected, *of, factored, reverse)
-
-
-def _is_open(lengths: Tensor | int) -> bool:
-    """Whether an export is to take sequences of any length."""
-    if isinstance(lengths, Tensor) or not is_exporting():
-        return False
-    from torch.fx.experimental.symbolic_shapes import has_static_value  # with sympy, which an export has loaded
-
-    return not has_static_value(lengths)
 
 
 def _scan(

@@ -11,12 +11,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ...linalg.check import check_dense
 from ...projunn.rule import UpdateRule
-from ...training.precision import without_autocast
+from ...training.precision import output_dtype, without_autocast
 from ..base.forward import watch_own
 from ..base.inputs import as_size
 from .options import check_options, is_batched
 from .packed import reordered
-from .ssm_base import UnitarySSMBase, dtype_of_output, pairs_of
+from .ssm_base import UnitarySSMBase, pairs_of
 
 
 class UnitarySSM(UnitarySSMBase):
@@ -182,7 +182,7 @@ class UnitarySSM(UnitarySSMBase):
                 y, state = self._advance(y, f"_l{layer}", start)
                 states.append(torch.complex(*state).mT)
                 y = self._dropped(y, layer)
-        y, h_n = y.to(dtype_of_output(x)), torch.stack(states)
+        y, h_n = y.to(output_dtype(x)), torch.stack(states)
         return (y, h_n) if x.dim() == 2 else (y[0], h_n[:, 0])
 
     def _run(

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...linalg.transforms import is_open
 from ...projunn.rule import UpdateRule
-from ...training.precision import without_autocast
+from ...training.precision import output_dtype, without_autocast
 from ..base.forward import in_use
 from ..base.inputs import as_dtype, as_size, dtype_differs
 from ..base.module import UnitaryModule
-from .diagonal import Spectrum, all_states, is_open, last_state, outputs_of_narrow, real_rows, strided, times
+from .diagonal import Spectrum, all_states, last_state, outputs_of_narrow, real_rows, strided, times
 from .ragged import ended_together, turned, without_padding
 
 # Note [What the basis of a state space is for]
@@ -165,7 +166,7 @@ class UnitarySSMBase(UnitaryModule):
 
     def _layers(self, x: Tensor, hx: Tensor | None, lengths: Tensor | None, whole: bool) -> tuple[Tensor, Tensor]:
         """Outputs ``(b, t, D * n)``, or ``(b, D * n)`` of the last steps, of a batch ``(b, t, features)``."""
-        hx, dtype, h_n = self._initial_state(x, hx), dtype_of_output(x), []
+        hx, dtype, h_n = self._initial_state(x, hx), output_dtype(x), []
         y = x.to(self.log_phase_l0.dtype)
         with without_autocast(x.device.type):
             for layer in range(self.num_layers):
@@ -223,10 +224,3 @@ def _range(name: str, given: tuple[float, float], largest: float) -> tuple[float
 def pairs_of(h: Tensor) -> Tensor:
     """Complex states ``(b, n)`` as pairs ``(2, n, b)``."""
     return torch.stack((h.real, h.imag)).mT
-
-
-def dtype_of_output(x: Tensor) -> torch.dtype:
-    """That of the input, or the lower one of autocast."""
-    kind = x.device.type
-    lowered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if lowered else x.dtype

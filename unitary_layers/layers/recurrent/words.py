@@ -15,6 +15,7 @@ from ...init import identity_
 from ...linalg.check import check_dense
 from ...linalg.transforms import is_transformed
 from ...projunn.rule import UpdateRule
+from ...training.precision import output_dtype
 from ...training.weight import as_complex
 from ..base.forward import value_in_use, watch_own
 from ..base.inputs import HALF, as_size, dtype_differs
@@ -208,9 +209,7 @@ class UnitaryWordRNN(UnitaryModule):
         h_0 = self._initial_state(batch, hx)
         # Products of thousands of words are taken in the precision of the words, whatever that of the states is.
         output, h_n = word_scan(words, ids, lengths, h_0.to(words.left.dtype), padding)
-        device = h_0.device.type
-        is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if is_cast and not self.is_complex else h_0.dtype
+        dtype = output_dtype(h_0)
         return output.to(dtype), h_n.unsqueeze(0).to(dtype)
 
     def _initial_state(self, batch: int, hx: Tensor | None) -> Tensor:
