@@ -12,7 +12,7 @@ from torch.fx import Proxy
 
 from ..layers import UnitarySSM
 from ..layers.base.inputs import as_size
-from ..layers.recurrent.fused import has_hooks
+from ..layers.base.symbolic import has_hooks
 from ..projunn import UpdateRule
 from .arguments import pooling_of, rule_of
 from .protocol import StagedClassifier

@@ -41,6 +41,15 @@ def test_small_states_keep_their_norm_and_large_ones_are_bounded():
         assert_rounding(cell(x + huge, h), torch.ones_like(h), n=1)
 
 
+def test_a_hook_of_the_convolution_is_called_at_each_step():
+    cell, calls = OrthogonalConvRNNCell(2, 4, 3), []
+    x = torch.randn(1, 2, 5, 5)
+    expected = cell(x, steps=3)
+    cell.conv_hh.register_forward_hook(lambda *_: calls.append(1))
+    assert_rounding(cell(x, steps=3), expected, n=36)
+    assert len(calls) == 3
+
+
 def test_another_nonlinearity_and_new_weights():
     cell = OrthogonalConvRNNCell(2, 4, 3, nonlinearity=nn.Tanh(), bias=False)
     x = torch.randn(2, 2, 5, 5)

@@ -16,6 +16,12 @@ from torch.fx import Proxy
 # The hooks of a layer into which FX has looked are recorded around that call, so that it must not run them again.
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something waits for the calls of a module, or for their gradients."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks)
+    return any((*hooks, module._backward_pre_hooks, module._backward_hooks))
+
+
 class OneOperation(nn.Module):
     """A module whose forward is one operation to FX, and a call into Python to TorchScript."""
 

@@ -12,7 +12,7 @@ from ...projunn.rule import UpdateRule
 from ..base.forward import in_use, watch_own
 from ..base.inputs import Sides, as_sides, as_size, check_input
 from ..base.methods import UnitaryMethods
-from ..base.symbolic import OneOperation
+from ..base.symbolic import OneOperation, has_hooks
 from .local import LocalSupport
 from .orthogonal import OrthogonalConv2d
 
@@ -144,7 +144,7 @@ class OrthogonalConvRNNCell(UnitaryMethods, OneOperation):
     def _recurrence(self, steps: int) -> Callable[[Tensor], Tensor]:
         """The recurrent map, for several steps with a local kernel that is made once."""
         conv, support = self.conv_hh, getattr(self.conv_hh, "support", None)
-        if steps == 1 or not isinstance(support, LocalSupport):
+        if steps == 1 or has_hooks(conv) or not isinstance(support, LocalSupport):
             return conv
         watch_own(conv)
         kernel = support.kernel(in_use(conv, "weight"), in_use(conv, "shifts"))

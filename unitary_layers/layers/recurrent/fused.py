@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..activation import ModReLU
+from ..base.symbolic import has_hooks
 from .linear import are_few, by_pairs
 from .packed import alive_of, states_before
 
@@ -55,12 +56,6 @@ FUSED = {
 }
 
 _KINDS = {fused.module: name for name, fused in FUSED.items()}
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether something waits for the calls of a module, or for their gradients."""
-    hooks = (module._forward_pre_hooks, module._forward_hooks)
-    return any((*hooks, module._backward_pre_hooks, module._backward_hooks))
 
 
 def kind_of(activation: nn.Module, weight: Tensor) -> str | None:

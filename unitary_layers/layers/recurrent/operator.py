@@ -11,7 +11,7 @@ from ...training.factored.collect import operator_of
 from ...training.factored.graphs import IN_PYTHON, add_if_wanted, weight_at
 from ...training.precision import without_autocast
 from .fused import Arriving, gradients, product_over_time, states
-from .packed import sizes_of, states_before
+from .packed import sizes_in_graph, states_before
 
 
 @torch.library.custom_op("unitary_layers::scan", mutates_args=())
@@ -30,14 +30,8 @@ def scan_operator(
     ``factored`` is the parameter of a constant weight whose gradient backward collects, see Note [An operator that
     collects].
     """
-    sizes = _sizes(batch_sizes, projected, h_0)
+    sizes = sizes_in_graph(batch_sizes, projected, h_0)
     return states(projected, h_0, weight, bias, sizes, kind, reverse)
-
-
-def _sizes(batch_sizes: Tensor | None, rows: Tensor, h_0: Tensor) -> list[int]:
-    # The number of time steps is that of the rows and no argument. Where there are none, one does as well as many.
-    batch = h_0.size(0)
-    return sizes_of(max(len(rows) // max(batch, 1), 1) if batch_sizes is None else batch_sizes, batch)
 
 
 @scan_operator.register_fake
@@ -60,7 +54,7 @@ def _scan_backward(
     with_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the first four arguments of the operator; empty ones where they are not wanted."""
-    sizes, arriving = _sizes(batch_sizes, output, h_0), Arriving(grad_output, grad_h_n)
+    sizes, arriving = sizes_in_graph(batch_sizes, output, h_0), Arriving(grad_output, grad_h_n)
     with without_autocast(output.device.type):
         delta, grad_h_0, grad_bias = gradients(arriving, h_0, weight, output, sizes, kind, reverse, with_bias)
         grad_weight = product_over_time(delta, output, h_0, sizes, reverse) if with_weight else delta.new_empty(0)

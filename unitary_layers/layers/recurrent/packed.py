@@ -13,6 +13,12 @@ def sizes_of(lengths: Tensor | int, batch: int) -> list[int]:
     return lengths.tolist() if isinstance(lengths, Tensor) else [batch] * lengths
 
 
+def sizes_in_graph(batch_sizes: Tensor | None, rows: Tensor, h_0: Tensor) -> list[int]:
+    """:func:`sizes_of` in a graph, which holds no number of time steps: it is that of the rows, and one of none."""
+    batch = h_0.size(0)
+    return sizes_of(max(len(rows) // max(batch, 1), 1) if batch_sizes is None else batch_sizes, batch)
+
+
 def reordered(h: Tensor, order: Tensor | None) -> Tensor:
     """A state ``(layers, batch, n)`` with its batch in the order of a packed sequence, or back in the user's.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...linalg.transforms import is_exporting, is_transformed
 from ...training.factored.once import once_differentiable
 from ...training.precision import without_autocast
-from .packed import sizes_of
+from .packed import sizes_in_graph, sizes_of
 from .products import Words, gradients, states
 
 
@@ -68,12 +68,7 @@ def words_operator(
 ) -> tuple[Tensor, Tensor]:
     """:func:`word_scan`; the length of the sequence is that of its tensors."""
     with without_autocast(h_0.device.type):
-        return states(Words(left, right), ids, h_0, _sizes(batch_sizes, ids, h_0))
-
-
-def _sizes(batch_sizes: Tensor | None, ids: Tensor, h_0: Tensor) -> list[int]:
-    batch = h_0.size(0)
-    return sizes_of(max(len(ids) // max(batch, 1), 1) if batch_sizes is None else batch_sizes, batch)
+        return states(Words(left, right), ids, h_0, sizes_in_graph(batch_sizes, ids, h_0))
 
 
 @words_operator.register_fake
@@ -94,7 +89,7 @@ def _words_backward(
     padding: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``h_0``, ``left`` and ``right``; an empty one in the place of a right one that is not."""
-    of = (ids, h_0, output, _sizes(batch_sizes, ids, h_0), padding)
+    of = (ids, h_0, output, sizes_in_graph(batch_sizes, ids, h_0), padding)
     with without_autocast(left.device.type):
         found = gradients((grad_output, grad_h_n), Words(left, right), *of)
     return found.h_0, found.left, left.new_empty(0) if found.right is None else found.right
