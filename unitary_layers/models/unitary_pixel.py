@@ -145,19 +145,23 @@ class UnitaryPixelRNN(StagedClassifier):
         self.finish(widths, [patch_size] * len(widths))
 
 
+DIGITS = {
+    "num_classes": 10,
+    "input_size": (1, 28, 28),
+    "crop_pct": 1.0,
+    "interpolation": "bilinear",
+    "mean": (0.1307,),
+    "std": (0.3081,),
+    "first_conv": "stem",
+    "classifier": "head.fc",
+    "license": "apache-2.0",
+}  # of every model of the pixels of MNIST
+
 default_cfgs = generate_default_cfgs(
     {
         "unirnn_pixel_projunn.untrained": {
-            "num_classes": 10,
-            "input_size": (1, 28, 28),
+            **DIGITS,
             "pool_size": (28, 28),
-            "crop_pct": 1.0,
-            "interpolation": "bilinear",
-            "mean": (0.1307,),
-            "std": (0.3081,),
-            "first_conv": "stem",
-            "classifier": "head.fc",
-            "license": "apache-2.0",
             "paper_ids": "arXiv:2203.05483",
             "paper_name": "projUNN: efficient method for training deep networks with unitary matrices",
         }

@@ -16,7 +16,7 @@ from ..layers.base.symbolic import has_hooks
 from ..projunn import UpdateRule
 from .arguments import pooling_of, rule_of
 from .protocol import StagedClassifier
-from .unitary_pixel import LastState, StateHead
+from .unitary_pixel import DIGITS, LastState, StateHead
 
 __all__ = ["UnitaryPixelSSM"]  # register_model adds the entry point
 
@@ -205,16 +205,8 @@ class UnitaryPixelSSM(StagedClassifier):
 default_cfgs = generate_default_cfgs(
     {
         "unissm_pixel_projunn.untrained": {
-            "num_classes": 10,
-            "input_size": (1, 28, 28),
+            **DIGITS,
             "pool_size": (14, 14),
-            "crop_pct": 1.0,
-            "interpolation": "bilinear",
-            "mean": (0.1307,),
-            "std": (0.3081,),
-            "first_conv": "stem",
-            "classifier": "head.fc",
-            "license": "apache-2.0",
             "paper_ids": "arXiv:2303.06349",
             "paper_name": "Resurrecting recurrent neural networks for long sequences",
         }
