@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from common.curves import draw_runs
 from common.images import IMAGE_SETS, load_images
-from common.log import Row, describe
+from common.log import Row
 from common.options import number
-from common.resumable import ResumableRun
+from common.resumable import EpochRun
 from common.tasks import PERMUTATION_SEED, generator_for
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -77,13 +76,12 @@ class Pixels:
         return images.flatten(1)[:, self.order].view(len(images), 1, *images.shape[1:])
 
 
-class PixelRun(ResumableRun):
-    """One run: a model, its optimiser, its images and how many epochs are done."""
+class PixelRun(EpochRun):
+    """One run: a model, its optimiser and its images."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
         self.data = Pixels(load_images(args.images, args.root), args.permute, args.shift)
-        self.epoch = 0
         torch.manual_seed(args.seed)
         init = "identity" if args.basis == "none" else "haar"
         self.model = timm.create_model("unissm_pixel_projunn", widths=(args.width, args.width), init=init)
@@ -91,18 +89,12 @@ class PixelRun(ResumableRun):
         self.per_epoch = len(self.data.train[0]) // args.batch_size
         steps = self.per_epoch * args.epochs
         self.scheduler = LambdaLR(self.optimizer, lambda step: rate(step, min(200, steps // 10), steps))
-        title = f"{args.images}, {len(self.data.order)} pixels, {'permuted' if args.permute else 'in order'}"
-        self.open({"title": title, "baseline": math.log(10), "baseline_name": "guessing"}, timm=timm.__version__)
+        order = "permuted" if args.permute else "in order"
+        self.title = f"{args.images}, {len(self.data.order)} pixels, {order}"
+        self.open({"title": self.title, "baseline": math.log(10), "baseline_name": "guessing"}, timm=timm.__version__)
 
     def config(self) -> dict[str, Any]:
         return self.options_but("root", "quick")
-
-    def state(self) -> dict[str, Any]:
-        return super().state() | {"epoch": self.epoch}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
-        self.epoch = state["epoch"]
 
     def train_epoch(self) -> Row:
         """One pass over the training images; mean loss and accuracy."""
@@ -135,19 +127,12 @@ class PixelRun(ResumableRun):
         accuracy = (outputs.argmax(1) == labels).float().mean().item()
         return {"test_loss": F.cross_entropy(outputs, labels).item(), "test_accuracy": accuracy}
 
+    def unitarity_error(self) -> float:
+        return float(unitary_layers.unitarity_error_of(self.model))
+
     def run(self) -> list[Row]:
-        """Train to the last epoch; returns the rows of the log."""
-        while self.epoch < self.args.epochs:
-            start = time.perf_counter()
-            row = self.train_epoch()
-            seconds = time.perf_counter() - start
-            self.epoch, self.seconds = self.epoch + 1, self.seconds + seconds
-            row |= {"step": self.step, "seconds": self.seconds, "steps_per_second": self.per_epoch / seconds}
-            row["unitarity_error"] = float(unitary_layers.unitarity_error_of(self.model))
-            row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-            self.log.append(row | self.evaluate())
-            print(f"epoch {self.epoch}: {describe(self.log.rows[-1])}", flush=True)
-            self.save()
+        """Train to the last epoch, and draw the curves; returns the rows of the log."""
+        super().run()
         draw_runs(self.args.out / "curves.png", {self.args.basis: self.log.rows}, **self.summary)
         return self.log.rows
 

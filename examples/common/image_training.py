@@ -11,7 +11,6 @@ import argparse
 import copy
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ from tqdm import tqdm
 
 from common.curves import draw_runs
 from common.image_data import SETS, make_dataset, make_loader
-from common.log import Row, describe
-from common.resumable import ResumableRun
+from common.log import Row
+from common.resumable import EpochRun
 from unitary_layers import attach, retract_, unitarity_error_of
 from unitary_layers.training import unitary_weights
 
@@ -57,18 +56,17 @@ def make_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Op
     return optimizer
 
 
-class ImageRun(ResumableRun):
+class ImageRun(EpochRun):
     """One run: a model, its optimiser, its data and where it stands.
 
     Attributes:
-        epoch: whole epochs done; each has a row in the log.
         average: timm's moving average of the weights with `--ema`, else None.
     """
 
     def __init__(self, args: argparse.Namespace, model: nn.Module, train: Any, test: Any, title: str) -> None:
         super().__init__(args)
-        self.model, self.title, self.epoch = model.to(args.device), title, 0
-        self.train_loader, self.test_loader = train, test
+        self.model, self.title = model.to(args.device), title
+        self.train_loader, self.test_loader, self.per_epoch = train, test, len(train)
         self.optimizer = make_optimizer(args, self.model)
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
@@ -97,7 +95,7 @@ class ImageRun(ResumableRun):
 
     def state(self) -> dict[str, Any]:
         average = self.average.module.state_dict() if self.average else None
-        return super().state() | {"epoch": self.epoch, "average": average}
+        return super().state() | {"average": average}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
@@ -105,7 +103,6 @@ class ImageRun(ResumableRun):
             with torch.no_grad():  # load_state_dict would make the average unitary, which it is not
                 for name, tensor in self.average.module.state_dict().items():
                     tensor.copy_(state["average"][name])
-        self.epoch = state["epoch"]
 
     def train_epoch(self) -> Row:
         """One pass over the training images; mean loss and accuracy (of mixed images none)."""
@@ -146,7 +143,6 @@ class ImageRun(ResumableRun):
         return loss.item(), accuracy(outputs.detach(), labels)[0].item() / 100
 
     def unitarity_error(self) -> float | None:
-        """The largest |W^H W - I|_F of the model; None where nothing is unitary."""
         return float(unitarity_error_of(self.model)) if any(True for _ in unitary_weights(self.model)) else None
 
     def evaluated(self) -> nn.Module:
@@ -168,17 +164,8 @@ class ImageRun(ResumableRun):
         return {"test_loss": losses.avg, "test_accuracy": correct.avg}
 
     def run(self) -> list[Row]:
-        """Train to the last epoch; returns the rows of the log."""
-        while self.epoch < self.args.epochs:
-            start = time.perf_counter()
-            row = self.train_epoch()
-            seconds = time.perf_counter() - start
-            self.epoch, self.seconds = self.epoch + 1, self.seconds + seconds
-            row |= {"step": self.step, "seconds": self.seconds, "steps_per_second": len(self.train_loader) / seconds}
-            row |= {"learning_rate": self.optimizer.param_groups[0]["lr"], "unitarity_error": self.unitarity_error()}
-            self.log.append(row | self.evaluate())
-            print(f"{self.title}, epoch {self.epoch}: {describe(self.log.rows[-1])}", flush=True)
-            self.save()
+        """Train to the last epoch, and write the model; returns the rows of the log."""
+        super().run()
         save_model(self.evaluated(), str(self.weights))
         self.draw()
         return self.log.rows

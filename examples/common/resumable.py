@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from common.checkpoint import check_config, holds_checkpoint, load_latest, remove_checkpoints, save_checkpoint
-from common.log import Log
+from common.log import Log, Row, describe
 
 HOUSEKEEPING = ("out", "resume", "overwrite", "threads", "device")  # options that may differ on resuming
 
@@ -94,3 +95,53 @@ class ResumableRun(ABC):
         content = load_latest(self.checkpoint)
         check_config(self.checkpoint, content["config"], self.config())
         self.restore(content)
+
+
+class EpochRun(ResumableRun):
+    """A run by epochs, each with a row in the log and a checkpoint.
+
+    Attributes:
+        epoch: whole epochs done.
+        per_epoch: updates of each.
+        title: what the lines that are printed begin with.
+    """
+
+    per_epoch: int
+    title: str
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.epoch = 0
+
+    @abstractmethod
+    def train_epoch(self) -> Row:
+        """One pass over the training data; mean loss and accuracy."""
+
+    @abstractmethod
+    def evaluate(self) -> Row:
+        """Mean loss and accuracy over the test data."""
+
+    @abstractmethod
+    def unitarity_error(self) -> float | None:
+        """The largest |W^H W - I|_F of the model; None where nothing is unitary."""
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"epoch": self.epoch}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.epoch = state["epoch"]
+
+    def run(self) -> list[Row]:
+        """Train to the last epoch; returns the rows of the log."""
+        while self.epoch < self.args.epochs:
+            start = time.perf_counter()
+            row = self.train_epoch()
+            seconds = time.perf_counter() - start
+            self.epoch, self.seconds = self.epoch + 1, self.seconds + seconds
+            row |= {"step": self.step, "seconds": self.seconds, "steps_per_second": self.per_epoch / seconds}
+            row |= {"learning_rate": self.optimizer.param_groups[0]["lr"], "unitarity_error": self.unitarity_error()}
+            self.log.append(row | self.evaluate())
+            print(f"{self.title}, epoch {self.epoch}: {describe(self.log.rows[-1])}", flush=True)
+            self.save()
+        return self.log.rows
