@@ -141,6 +141,27 @@ def test_a_second_derivative_of_the_recurrent_matrix_is_refused():
             torch.autograd.grad(first.sum(), leaf, retain_graph=True)
 
 
+def test_a_penalty_of_the_gradient_of_the_input_has_a_gradient(impulses):
+    layer, _ = make_pair(nonlinearity="identity", dtype=torch.float64)
+    x = torch.randn(STEPS, BATCH, INPUT, dtype=torch.float64, requires_grad=True)
+
+    def by_hand() -> Tensor:
+        h = x.new_zeros(BATCH, N)
+        for step in x:
+            bias = layer.bias_ih_l0 + layer.bias_hh_l0
+            h = step @ layer.weight_ih_l0.mT + bias + h @ layer.weight_hh_l0.mT
+        return h
+
+    leaves = (layer.weight_hh_l0, layer.weight_ih_l0, layer.bias_ih_l0, x)
+    found = []
+    for last in (layer(x)[0], by_hand()):
+        (first,) = torch.autograd.grad(last.pow(3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), leaves))
+    assert impulses
+    for ours, expected in zip(*found, strict=True):
+        assert_rounding(ours, expected, n=1000 * STEPS)
+
+
 def test_states_by_pairs_neither_grow_nor_shrink():
     steps, batch, n = 3000, 2, 32
     weight, first = haar_unitary(n), torch.randn(batch, n)

@@ -11,7 +11,6 @@ from ...training.precision import is_autocast
 from ..base.inputs import HALF
 from .fused import kind_of
 from .packed import by_age
-from .scan import Once
 
 # Note [Responses to impulses]
 # A linear recurrence ends with h_T = sum_i W^i U x_{T-i}. The responses W^i U to an impulse of each input feature are
@@ -78,8 +77,7 @@ def last_states(
     n, features = weight_ih.shape
     impulses = torch.cat([weight_ih.mT, x.new_zeros((_steps(lengths) - 1) * features, n)])
     responses, _ = run(impulses, _steps(lengths), x.new_zeros(features, n))
-    states = by_age(x, lengths, batch, reverse) @ responses
-    return states if torch.compiler.is_compiling() else Once.apply(states)  # a product, but the loop refuses here
+    return by_age(x, lengths, batch, reverse) @ responses
 
 
 def _steps(lengths: Tensor | int) -> int:

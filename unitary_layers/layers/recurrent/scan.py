@@ -106,7 +106,7 @@ def _collected_scan(
         return states_before(output, first, sizes, reverse)
 
     projected = collect(projected, factored, inputs)
-    outputs = _scan(projected, sizes, Once.apply(h_0), weight.detach(), activation, kind, reverse)
+    outputs = _scan(projected, sizes, _Once.apply(h_0), weight.detach(), activation, kind, reverse)
     return _Keep.apply(kept, h_0.detach(), *outputs)
 
 
@@ -154,7 +154,7 @@ class _Keep(torch.autograd.Function):
         return None, None, *gradients
 
 
-class Once(torch.autograd.Function):
+class _Once(torch.autograd.Function):
     """The identity, which cannot be differentiated twice: behind it the weight is a constant to autograd."""
 
     @staticmethod
