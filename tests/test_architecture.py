@@ -37,7 +37,7 @@ LEVELS = (
     ("layers.base.inputs", "layers.base.symbolic", "layers.base.states", "layers.base.loading", "layers.base.methods"),
     ("layers.base.quantise", "layers.base.module", "layers.base.forward", "layers.base.signs"),
     ("layers.base",),
-    ("layers.activation", "layers.linear", "layers.attention", "layers.hadamard"),
+    ("layers.activation", "layers.linear", "layers.born", "layers.attention", "layers.hadamard"),
     ("layers.development.products", "layers.development.development", "layers.development"),
     ("layers.recurrent.packed", "layers.recurrent.linear", "layers.recurrent.fused", "layers.recurrent.operator"),
     ("layers.recurrent.scan", "layers.recurrent.signed", "layers.recurrent.impulse"),

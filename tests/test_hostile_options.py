@@ -141,7 +141,7 @@ CASES = {
     "UnitaryMultiheadAttention": (
         UnitaryMultiheadAttention,
         {"embed_dim": 4, "num_heads": 2},
-        f"embed_dim num_heads dropout kdim vdim batch_first {LAYER}",
+        f"embed_dim num_heads dropout kdim vdim batch_first score {LAYER}",
         lambda layer: layer(*torch.randn(3, 3, 2, 4)),
     ),
     "UnitaryPixelRNN": (
