@@ -1,9 +1,10 @@
-"""`nn.Conv2d` in the place of `OrthogonalConv2d`, for networks of the same layout without the constraint."""
+"""Torch's own layers in the place of ours, for networks of the same layout without the constraint."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from timm.layers import trunc_normal_
 from torch import nn
 
 
@@ -22,3 +23,19 @@ def ordinary_conv(
 def he_conv(*args: Any, **options: Any) -> nn.Conv2d:
     """The same, started as He et al. do for ReLU."""
     return ordinary_conv(*args, he=True, **options)
+
+
+def ordinary_linear(*args: Any, update: object, init: object, **options: Any) -> nn.Linear:
+    """`nn.Linear` in the place of `UnitaryLinear`, started as timm does in its vision transformers."""
+    linear = nn.Linear(*args, **options)
+    trunc_normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def ordinary_attention(*args: Any, update: object, init: object, score: str, **options: Any) -> nn.MultiheadAttention:
+    """`nn.MultiheadAttention` in the place of `UnitaryMultiheadAttention`, started likewise."""
+    attention = nn.MultiheadAttention(*args, **options)
+    for weight in (attention.in_proj_weight, attention.out_proj.weight):
+        trunc_normal_(weight, std=0.02)
+    return attention
