@@ -1,13 +1,14 @@
 """How high may the learning rate of a vision transformer be? Orthogonal projections beside ordinary ones.
 
-`orthovit_tiny_projunn` and its twins of `nn.MultiheadAttention` and `nn.Linear`, from scratch on Fashion-MNIST, without
-a norm of queries and keys: at the usual rate of AdamW, at three times and at ten times that rate. Orthogonal weights
-move by the default rule of their layers, whose steps are angles and do not depend on that rate; AdamW moves all others,
-in all networks alike. Rates rise over a twentieth of the steps and fall to zero by a cosine. A run whose loss is no
-number any more ends there.
+`orthovit_tiny_projunn` and its twin of `nn.MultiheadAttention` and `nn.Linear`, from scratch on Fashion-MNIST, without
+a norm of queries and keys: at the usual rate of AdamW, at three times and at ten times that rate. The twin starts as
+timm's transformers do; "orthogonal start" is one that starts as ours and is not constrained afterwards, and "orthogonal
+attention" one of `UnitaryMultiheadAttention` and `nn.Linear`. Orthogonal weights move by the default rule of their
+layers, whose steps are angles and do not depend on that rate; AdamW moves all others, in all networks alike. Rates rise
+over a twentieth of the steps and fall to zero by a cosine. A run whose loss is no number any more ends there.
 
     python examples/orthovit.py --quick
-    python examples/orthovit.py --root data --patch-size 7 --images-used 20000 --epochs 2
+    python examples/orthovit.py --patch-size 7 --images-used 20000 --epochs 1
     python examples/orthovit.py --draw results/orthovit.csv
 
 `--out` gets orthovit.csv, orthovit.png and a folder a run, from which `--resume` goes on.
@@ -19,6 +20,7 @@ import argparse
 import math
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "orthogonal": {},
     "orthogonal attention": {"linear_layer": ordinary_linear},
     "unconstrained": {"attention_layer": ordinary_attention, "linear_layer": ordinary_linear},
+    "orthogonal start": {
+        "attention_layer": partial(ordinary_attention, orthogonal=True),
+        "linear_layer": partial(ordinary_linear, orthogonal=True),
+    },
 }
 DEFAULT = ["orthogonal", "unconstrained"]
 QUICK = {"images": "digits", "epochs": 2, "patch_size": 2, "embed_dim": 32, "depths": [1, 1], "seeds": [0]}

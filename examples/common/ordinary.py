@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from timm.layers import trunc_normal_
-from torch import nn
+from torch import Tensor, nn
 
 
 def ordinary_conv(
@@ -25,17 +26,27 @@ def he_conv(*args: Any, **options: Any) -> nn.Conv2d:
     return ordinary_conv(*args, he=True, **options)
 
 
-def ordinary_linear(*args: Any, update: object, init: object, **options: Any) -> nn.Linear:
-    """`nn.Linear` in the place of `UnitaryLinear`, started as timm does in its vision transformers."""
+def ordinary_linear(*args: Any, update: object, init: object, orthogonal: bool = False, **options: Any) -> nn.Linear:
+    """`nn.Linear` in the place of `UnitaryLinear`, started as timm's vision transformers are, or as ours."""
     linear = nn.Linear(*args, **options)
-    trunc_normal_(linear.weight, std=0.02)
+    _start(linear.weight, orthogonal)
     nn.init.zeros_(linear.bias)
     return linear
 
 
-def ordinary_attention(*args: Any, update: object, init: object, score: str, **options: Any) -> nn.MultiheadAttention:
+def ordinary_attention(
+    *args: Any, update: object, init: object, score: str, orthogonal: bool = False, **options: Any
+) -> nn.MultiheadAttention:
     """`nn.MultiheadAttention` in the place of `UnitaryMultiheadAttention`, started likewise."""
     attention = nn.MultiheadAttention(*args, **options)
-    for weight in (attention.in_proj_weight, attention.out_proj.weight):
-        trunc_normal_(weight, std=0.02)
+    with torch.no_grad():
+        for weight in (*attention.in_proj_weight.chunk(3), attention.out_proj.weight):
+            _start(weight, orthogonal)
     return attention
+
+
+def _start(weight: Tensor, orthogonal: bool) -> None:
+    if orthogonal:
+        nn.init.orthogonal_(weight)
+    else:
+        trunc_normal_(weight, std=0.02)

@@ -39,7 +39,10 @@ def test_the_table_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pyt
     assert [row | {"seconds": ""} for row in again] == [row | {"seconds": ""} for row in rows]
 
 
-@pytest.mark.parametrize(("network", "count"), [("orthogonal", 8), ("orthogonal attention", 4), ("unconstrained", 0)])
+COUNTS = {"orthogonal": 8, "orthogonal attention": 4, "unconstrained": 0, "orthogonal start": 0}
+
+
+@pytest.mark.parametrize(("network", "count"), COUNTS.items())
 def test_networks_differ_in_their_layers_alone(network: str, count: int, tmp_path: Path):
     args = orthovit.parser().parse_args(["--images", "digits", "--depths", "1", "1", "--out", str(tmp_path)])
     data = orthovit.Pixels(orthovit.load_images("digits", ""), 100)
@@ -50,7 +53,10 @@ def test_networks_differ_in_their_layers_alone(network: str, count: int, tmp_pat
     shapes = [tuple(p.shape) for p in model.parameters()]
     given.network, given.overwrite = "orthogonal", True
     assert shapes == [tuple(p.shape) for p in orthovit.Run(given, data).model.parameters()]
-    assert any(isinstance(m, nn.MultiheadAttention) for m in model.modules()) is (network == "unconstrained")
+    assert any(isinstance(m, nn.MultiheadAttention) for m in model.modules()) is (count == 0)
+    if network == "orthogonal start":
+        linear = model.stages[0].blocks[0].mlp[0].weight.detach()
+        assert torch.allclose(linear.mT @ linear, torch.eye(linear.shape[1]), atol=1e-5)
 
 
 def test_a_loss_that_is_no_number_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
