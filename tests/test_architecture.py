@@ -37,7 +37,7 @@ LEVELS = (
     ("layers.base.inputs", "layers.base.symbolic", "layers.base.states", "layers.base.loading", "layers.base.methods"),
     ("layers.base.quantise", "layers.base.module", "layers.base.forward", "layers.base.signs"),
     ("layers.base",),
-    ("layers.activation", "layers.linear", "layers.attention", "layers.hadamard"),
+    ("layers.activation", "layers.linear", "layers.born", "layers.attention", "layers.hadamard"),
     ("layers.development.products", "layers.development.development", "layers.development"),
     ("layers.recurrent.packed", "layers.recurrent.linear", "layers.recurrent.fused", "layers.recurrent.operator"),
     ("layers.recurrent.scan", "layers.recurrent.signed", "layers.recurrent.impulse"),
@@ -55,7 +55,7 @@ LEVELS = (
     ("conversion.report", "conversion.kinds", "conversion.swap", "conversion.plan", "conversion.values"),
     ("conversion.ties", "conversion.convert", "conversion"),
     ("models.arguments", "models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel"),
-    ("models.unitary_pixel_ssm", "models"),
+    ("models.unitary_pixel_ssm", "models.orthovit", "models"),
     ("testing",),
     ("",),
     ("__main__",),
@@ -192,7 +192,7 @@ def test_every_public_name_is_at_the_door():
     promised += " OrthogonalConvRNNCell UnitaryWordRNN StiefelConv1d StiefelConv2d"
     promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
     promised += " HadamardLinear HadamardRNN UnitaryDevelopment UnitaryMultiheadAttention convert revert"
-    promised += " UnitarySSM UnitaryPixelSSM"
+    promised += " UnitarySSM UnitaryPixelSSM OrthoViT"
     promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []

@@ -154,6 +154,7 @@ ENTRIES = (
     ),
     Entry("cell-conv", lambda **o: OrthogonalConvRNNCell(2, 4, 2, **o), (BATCH, 2, 3, 4)),
     Entry("attention", SelfAttention, (STEPS, BATCH, N)),
+    Entry("attention-born", lambda **o: SelfAttention(score="born", **o), (STEPS, BATCH, N)),
     Entry("stiefel", lambda **o: StiefelConv2d(5, N, 3, padding=1, **o), (BATCH, 5, 4, 3)),
     Entry(
         "stiefel-grouped",

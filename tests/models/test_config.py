@@ -18,6 +18,9 @@ from unitary_layers import (
     GroupSort,
     OrthogonalConv2d,
     OrthoResNet,
+    OrthoViT,
+    UnitaryLinear,
+    UnitaryMultiheadAttention,
     UnitaryPixelRNN,
     UnitaryPixelSSM,
     UpdateRule,
@@ -70,11 +73,24 @@ OPTIONS: dict[type[nn.Module], dict[str, tuple[Any, ...]]] = {
         "decay": (False,),
         "global_pool": ("last", *COMMON["global_pool"]),
     },
+    OrthoViT: COMMON
+    | {
+        "depths": ([1, 0, 2],),
+        "embed_dim": (12,),
+        "num_heads": (1,),
+        "patch_size": (3,),
+        "mlp_ratio": (1,),
+        "attention_layer": (UnitaryMultiheadAttention, "UnitaryMultiheadAttention"),
+        "linear_layer": (UnitaryLinear, "UnitaryLinear"),
+        "score": ("born",),
+        "img_size": ((8, 4), [4, 8]),
+    },
 }
 TINY: dict[type[nn.Module], dict[str, Any]] = {
     OrthoResNet: {"depths": (1, 0), "widths": (8, 32), "stem_width": 8, "stem_stride": 1, "img_size": 8},
     UnitaryPixelRNN: {"widths": (8,)},
     UnitaryPixelSSM: {"widths": (8,), "block_sizes": (2,)},
+    OrthoViT: {"depths": (1,), "embed_dim": 8, "num_heads": 2, "img_size": 8},
 }
 KINDS = {name: type(make(name, device="meta")) for name in NAMES}
 
