@@ -22,7 +22,7 @@ from .channels import check_features
 # translation of each sample, whatever the others are. Dividing by a deviation, as norms do, has no bound.
 
 
-class LayerCentering(nn.Module):
+class LayerCentering(OneOperation):
     r"""Subtracts the mean over the last dimensions, and adds a bias: ``nn.LayerNorm`` without its division.
 
     See Note [Centring].
@@ -56,6 +56,8 @@ class LayerCentering(nn.Module):
         self.register_parameter("bias", new)
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return self.recorded(input)
         sides = len(self.normalized_shape)
         if tuple(input.shape[-sides:]) != self.normalized_shape:
             raise ValueError(

@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from ..layers import UnitaryLinear, UnitaryMethods
+from ..layers.base.symbolic import OneOperation
 from ..layers.conv.orthogonal import OrthogonalConvNd
 from ..layers.conv.orthogonal_transpose import OrthogonalConvTransposeNd
 
@@ -16,7 +18,7 @@ KINDS = (UnitaryLinear, OrthogonalConvNd, OrthogonalConvTransposeNd)
 # and |W| <= 1 all the same (more rows than columns, zeros around an image), then 0 <= W^T D W <= I: it is 1-Lipschitz.
 
 
-class ReflectBlock(UnitaryMethods):
+class ReflectBlock(UnitaryMethods, OneOperation):
     r"""``x - 2 W^T relu(W x + b)`` with a layer's W of orthonormal rows: an isometry almost everywhere.
 
     See Note [Reflections]. It starts from the input, as a residual block does, and keeps the norm of every gradient, as
@@ -56,4 +58,7 @@ class ReflectBlock(UnitaryMethods):
         self.layer = layer
 
     def forward(self, input: Tensor) -> Tensor:
-        return input - 2 * self.layer.adjoint(torch.relu(self.layer(input)))
+        if isinstance(input, Proxy):
+            return self.recorded(input)
+        back = self.layer.adjoint(torch.relu(self.layer(input)))
+        return input.to(back.dtype) - 2 * back  # under autocast that of the layer
