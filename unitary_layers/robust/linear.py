@@ -35,6 +35,7 @@ class UnitNormLinear(nn.Module):
         bias: ``(out_features,)`` or None.
 
     Example:
+        >>> from unitary_layers.robust import certified_radius
         >>> head = UnitNormLinear(16, 10)
         >>> certified_radius(head(torch.randn(4, 16)), head.matrix).shape
         torch.Size([4])
