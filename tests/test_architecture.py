@@ -52,6 +52,10 @@ LEVELS = (
     ("layers.conv.reads", "layers.conv.stiefelnd", "layers.conv.stiefel", "layers.conv.stiefel_transpose"),
     ("layers.conv",),
     ("layers",),
+    # what certificates need beside them
+    ("robust.certificate", "robust.bracket", "robust.losses", "robust.channels"),
+    ("robust.activation", "robust.centering", "robust.linear", "robust.pooling", "robust.reflect", "robust.shift"),
+    ("robust",),
     ("conversion.report", "conversion.kinds", "conversion.swap", "conversion.plan", "conversion.values"),
     ("conversion.ties", "conversion.convert", "conversion"),
     ("models.arguments", "models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel"),
@@ -67,6 +71,7 @@ UNKNOWN = {
     "init": ("nn.Module", "torch.optim", "torch.distributed"),
     "training": ("unitary_layers.layers", "unitary_layers.models"),
     "layers": ("torch.optim", "torch.nn.parallel"),
+    "robust": ("torch.optim", "torch.nn.parallel"),
     "conversion": ("torch.optim", "torch.nn.parallel"),
 }
 ORDER = {name: i for i, name in enumerate(name for level in LEVELS for name in level)}

@@ -23,7 +23,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(unitary_layers.__path__, "unitary_layers."))
 # What imports a name from here has it from the door of a package; a name has one place in the reference.
-DOORS = ("", ".init", ".linalg", ".projunn", ".training", ".layers", ".models", ".testing")
+DOORS = ("", ".init", ".linalg", ".projunn", ".training", ".layers", ".robust", ".models", ".testing")
 # A block of any other language could be one that was meant to run.
 LANGUAGES = {"python", "text", "sh", "toml", "yaml", "bibtex"}
 FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)

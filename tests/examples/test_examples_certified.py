@@ -1,14 +1,17 @@
-"""Certified radii are proofs: no attack within one changes a prediction, and of a linear model they are exact."""
+"""The certified example: its attack, its networks, and a table in which proofs are below upper bounds."""
 
 import csv
-import math
 from pathlib import Path
 
 import certified
 import pytest
 import torch
-from certified import MarginLoss, certified_radii, pgd_attack, pool_lipschitz
+from certified import pgd_attack
+from common.image_memory import MemoryLoader
+from common.shift_network import ShiftNetwork
 from torch import nn
+
+from unitary_layers.robust import certified_radius
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -17,47 +20,49 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_radius_of_a_linear_model_is_the_distance_to_the_nearest_boundary():
-    weight = torch.randn(4, 6, generator=generator(), dtype=torch.float64)
-    x = torch.randn(9, 6, generator=generator(), dtype=torch.float64)
-    logits = x @ weight.mT
-    targets = logits.argmax(dim=1)
-    targets[0] = logits[0].argmin()
-    radii = certified_radii(logits, targets, weight, 1.0)
-    assert radii[0] == 0, "a wrong prediction has no radius"
-    for i in range(1, 9):
-        y = targets[i]
-        distances = {j: (logits[i, y] - logits[i, j]) / (weight[y] - weight[j]).norm() for j in range(4) if j != y}
-        nearest = min(distances, key=distances.get)
-        assert radii[i].item() == pytest.approx(distances[nearest].item(), rel=100 * EPS)
-        normal = (weight[nearest] - weight[y]) / (weight[y] - weight[nearest]).norm()
-        for stretch, right in ((0.999, True), (1.001, False)):
-            assert ((weight @ (x[i] + stretch * radii[i] * normal)).argmax() == y) == right
+def plain() -> nn.Module:
+    return certified.make_model("certified", num_classes=3, in_chans=1)
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (7, 7)])
-def test_constant_of_average_pooling_is_its_operator_norm(height, width):
-    operator = torch.full((1, height * width), 1 / (height * width), dtype=torch.float64)
-    norm = torch.linalg.matrix_norm(operator, 2).item()
-    assert pool_lipschitz("avg", height, width) == pytest.approx(norm, rel=10 * height * width * EPS)
-    assert pool_lipschitz("max", height, width) == 1
-    with pytest.raises(ValueError, match=r"expected pool to be one of .* got 'avgmax'"):
-        pool_lipschitz("avgmax", height, width)
+def shifts() -> nn.Module:
+    return ShiftNetwork(3, (1, 8, 8), 2, (8, 16), (1, 1), "flat", "haar")
 
 
-def test_no_attack_within_the_radius_changes_a_prediction():
+@pytest.mark.parametrize("make", [plain, shifts])
+def test_no_attack_within_the_radius_changes_a_prediction(make):
     torch.manual_seed(0)
-    model = certified.make_model("certified", num_classes=3, in_chans=1).double().eval()
+    model = make().double().eval()
     assert model.lipschitz == 1
     inputs = torch.rand(16, 1, 8, 8, generator=generator(), dtype=torch.float64)
-    with torch.no_grad():
-        logits = model(inputs)
-    targets = logits.argmax(dim=1)
-    radii = certified_radii(logits, targets, model.get_classifier().weight.detach(), model.lipschitz)
+    right, radii = certified.radii_of(model, [(inputs, model(inputs).argmax(dim=1))], "cpu")
+    assert right.all()
     assert (radii > 0).all()
+    with torch.no_grad():
+        logits, head = model(inputs), model.get_classifier()
+    targets = logits.argmax(dim=1)
+    assert torch.equal(radii, certified_radius(logits, getattr(head, "matrix", head.weight).detach()))
+    model.requires_grad_(False)
     for i, radius in enumerate(radii.tolist()):
         images = pgd_attack(model, inputs[i : i + 1], targets[i : i + 1], 0.999 * radius, 10, generator())
         assert model(images).argmax(dim=1) == targets[i]
+
+
+def test_of_a_network_without_a_constant_nothing_is_certified():
+    model = certified.make_model("unconstrained", num_classes=3, in_chans=1).eval()
+    inputs = torch.rand(4, 1, 8, 8, generator=generator())
+    right, radii = certified.radii_of(model, [(inputs, model(inputs).argmax(dim=1))], "cpu")
+    assert right.all()
+    assert (radii == 0).all()
+
+
+@pytest.mark.parametrize("pool", ["flat", "norm"])
+def test_the_network_of_shifts_enlarges_no_distance(pool):
+    model = ShiftNetwork(3, (1, 8, 8), 2, (4, 16), (1, 1), pool, "haar").double()
+    jacobian = torch.autograd.functional.jacobian(lambda x: model.features(x)[0], torch.rand(1, 1, 8, 8).double())
+    values = torch.linalg.svdvals(jacobian.flatten(1))
+    assert values.max() <= 1 + 1000 * EPS
+    if pool == "flat":
+        assert values.min() >= 1 - 1000 * EPS, "an isometry: no stage has fewer numbers than the image"
 
 
 @pytest.mark.parametrize("radius", [0.05, 0.5, 5.0])
@@ -73,28 +78,38 @@ def test_an_attack_stays_in_its_ball_and_among_images(radius):
     assert loss(model(images), targets) > loss(model(inputs), targets)
 
 
-def test_margin_loss_does_not_see_the_size_of_the_head():
-    head = nn.Linear(5, 3, bias=False, dtype=torch.float64)
-    x, targets = torch.randn(4, 5, generator=generator(), dtype=torch.float64), torch.tensor([0, 1, 2, 0])
-    loss = MarginLoss(head, 10.0)
-    before = loss(head(x), targets).item()
-    with torch.no_grad():
-        head.weight *= 7
-    assert loss(head(x), targets).item() == pytest.approx(before, rel=100 * EPS)
+def test_images_in_memory_are_moved_and_mirrored_in_training_alone():
+    images, targets = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3).repeat(200, 1, 1, 1), torch.arange(200)
+    still = MemoryLoader(images, targets, 64, train=False)
+    assert len(still) == len(list(still)) == 4
+    assert torch.equal(torch.cat([x for x, _ in still]), images.float() / 255)
+    moving = MemoryLoader(images, targets, 64, train=True, flips=True, shift=1)
+    torch.manual_seed(0)
+    batches = list(moving)
+    assert len(moving) == len(batches) == 3, "the incomplete batch is dropped"
+    padded = torch.nn.functional.pad(images[0], [1] * 4)
+    places = [padded[:, i : i + 3, j : j + 3] for i in range(3) for j in range(3)]
+    expected = {tuple(view.flatten().tolist()) for place in places for view in (place, place.flip(-1))}
+    found = [tuple((255 * x).round().int().flatten().tolist()) for batch, _ in batches for x in batch]
+    assert set(found) == expected
+    torch.manual_seed(0)
+    assert all(torch.equal(x, again) for (x, _), (again, _) in zip(batches, moving, strict=True))
 
 
-def test_script_writes_a_table_in_which_proofs_are_below_attacks(tmp_path: Path):
+SHIFTS = ("--network", "shift", "--patch", "2", "--widths", "8", "16", "--depths", "1", "1", "--kinds", "certified")
+
+
+@pytest.mark.parametrize(("network", "kinds"), [((), certified.KINDS), (SHIFTS, certified.KINDS[:1])], ids=str)
+def test_script_writes_a_table_in_which_proofs_are_below_attacks(tmp_path: Path, network, kinds):
     options = ["--epochs", "1", "--batch-size", "256", "--attacked", "360", "--attack-steps", "3", "--device", "cpu"]
-    certified.main(["--quick", *options, "--threads", "1", "--out", str(tmp_path)])
+    certified.main(["--quick", *options, *network, "--threads", "1", "--out", str(tmp_path)])
     with (tmp_path / "certified.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["model"] for row in rows] == ["certified"] * 3 + ["unconstrained"] * 3
-    assert [math.isclose(float(row["radius"]), r) for row, r in zip(rows, certified.RADII * 2, strict=True)] == [
-        True
-    ] * 6
+    assert [(row["model"], float(row["radius"])) for row in rows] == [(k, r) for k in kinds for r in certified.RADII]
     for row in rows:
-        assert float(row["certified"]) <= float(row["attacked"]) <= float(row["clean"])
-    assert {float(row["certified"]) for row in rows[3:]} == {0.0}
+        assert float(row["certified"]) <= min(float(row["attacked"]), float(row["bounded"]))
+        assert max(float(row["attacked"]), float(row["bounded"])) <= float(row["clean"])
+    assert {float(row["certified"]) for row in rows[3:]} <= {0.0}, "of the unconstrained network nothing is proved"
     assert (tmp_path / "certified.png").stat().st_size > 0
 
 

@@ -148,7 +148,7 @@ def test_resuming_takes_another_attack_and_more_networks(tmp_path: Path, monkeyp
     for networks in (["--depths", "3", "--kinds", "conv"], ["--depths", "3", "4", "--kinds", "conv", "conv_he"]):
         depth.main([*IMAGES, *networks, "--resume", "--out", str(tmp_path / "depth")])
     assert len((tmp_path / "depth" / "depth.csv").read_text().splitlines()) == 1 + 4
-    with pytest.raises(RuntimeError, match=r"temperature: expected 10.0, got 5.0"):
+    with pytest.raises(RuntimeError, match=r"temperature: expected 0.1, got 5.0"):
         certified.main([*IMAGES, "--temperature", "5", "--resume", "--out", str(tmp_path / "certified")])
 
 

@@ -28,6 +28,7 @@ from unitary_layers import (
     UpdateRule,
     projunn_step,
 )
+from unitary_layers.robust import ReflectBlock
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training import unitary_weights
 from unitary_layers.training.owners import weights_of
@@ -163,6 +164,7 @@ ENTRIES = (
     ),
     Entry("stiefel-complex", lambda **o: StiefelConv1d(3, N, 2, bias=False, **o), (BATCH, 3, 4), is_complex=True),
     Entry("stiefel-transposed", lambda **o: StiefelConvTranspose2d(N, 5, 2, stride=2, **o), (BATCH, N, 2, 3)),
+    Entry("reflect", lambda **o: ReflectBlock(OrthogonalConv2d(4, 3, 3, **o)), (BATCH, 4, 4, 3)),
     Entry("sequential", sequential, (BATCH, 5)),
     Entry("linear-complex-quantised", lambda **o: UnitaryLinear(N, N, weight_bits=4, **o), (BATCH, N), is_complex=True),
     Entry(

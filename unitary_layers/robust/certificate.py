@@ -1,0 +1,86 @@
+"""How far an input may move before a prediction can change: from the logits of a linear head, and nothing else.
+
+Source: Y. Tsuzuku, I. Sato, M. Sugiyama, "Lipschitz-margin training", NeurIPS 2018, arXiv 1802.04034, proposition 1; by
+pairs of classes.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+POOLINGS = ("max", "avg", "norm")
+
+# Note [Distance to a boundary]
+# Let z = W f + b be the logits of features f. Of a boundary between the classes y and j, z_y = z_j, f has the distance
+# (z_y - z_j) / |w_y - w_j| exactly, whatever b is. If the features move at most L times as far as the input, the input
+# has L times less at least. The least of these over j is the radius. Each pair has its own distance of rows: one bound
+# for all pairs, such as sqrt(2) for rows of norm 1, can be smaller or larger than that.
+
+
+def row_distances(weight: Tensor) -> Tensor:
+    """The distances ``(classes, classes)`` of the rows of a head ``(classes, features)``, differentiable.
+
+    Differences are taken before they are squared: rows that are nearly equal keep all their digits.
+    """
+    return torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def certified_radius(logits: Tensor, weight: Tensor, lipschitz: float = 1.0, targets: Tensor | None = None) -> Tensor:
+    """The distance within which no input has another prediction; see Note [Distance to a boundary].
+
+    It is a proof up to the rounding of the logits. A tie has radius 0. The result is differentiable.
+
+    Args:
+        logits: ``(..., classes)``, of a linear head with any bias.
+        weight: ``(classes, features)``, of the head.
+        lipschitz: of the map from the input to the features, by whose norm distances are measured (Euclidean).
+        targets: ``(...)``, the right classes, where the radius of an input with a wrong prediction shall be 0; the
+            predicted classes if None.
+
+    Returns:
+        Radii ``(...)``, in single precision or that of the logits if that is higher.
+
+    Raises:
+        ValueError: for logits and a weight whose numbers of classes differ, fewer than two classes, or a constant that
+            is not positive.
+
+    Example:
+        >>> head = torch.nn.Linear(8, 3)
+        >>> features = torch.randn(5, 8)  # of a 1-Lipschitz network
+        >>> certified_radius(head(features), head.weight).shape
+        torch.Size([5])
+    """
+    if weight.ndim != 2 or logits.ndim < 1 or logits.shape[-1] != len(weight) or len(weight) < 2:
+        raise ValueError(
+            f"expected logits (..., classes) and a weight (classes, features) of two classes or more, got shapes "
+            f"{tuple(logits.shape)} and {tuple(weight.shape)}"
+        )
+    if not lipschitz > 0:
+        raise ValueError(f"expected a positive Lipschitz constant, got {lipschitz!r}")
+    dtype = torch.promote_types(torch.promote_types(logits.dtype, weight.dtype), torch.float32)
+    logits, weight = logits.to(dtype), weight.to(dtype)
+    own = (logits.argmax(dim=-1) if targets is None else targets).unsqueeze(-1)
+    margins = (logits.gather(-1, own) - logits).clamp(min=0)
+    distances = lipschitz * row_distances(weight)[own.squeeze(-1)]
+    # Between equal rows there is no boundary: what is ahead stays ahead. Divided by 1 instead, gradients stay finite.
+    apart = distances > 0
+    radii = margins / distances.where(apart, 1.0)
+    radii = radii.masked_fill(~apart & (margins > 0), math.inf)
+    return radii.scatter(-1, own, math.inf).amin(dim=-1)
+
+
+def pool_lipschitz(pool: str, height: int, width: int) -> float:
+    """Lipschitz constant of a pooling over all positions, in the Euclidean norm.
+
+    Args:
+        pool: "max" or "norm", the root of the sum of squares (both 1), or "avg" (the norm of the mean of
+            height x width numbers, 1 / sqrt(height x width)).
+        height, width: of the features, in positions.
+
+    Raises:
+        ValueError: for another pooling.
+    """
+    if pool not in POOLINGS:
+        raise ValueError(f"expected pool to be one of {POOLINGS}, got {pool!r}")
+    return 1 / math.sqrt(height * width) if pool == "avg" else 1.0
