@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 import unitary_layers
-from unitary_layers import OrthogonalConv2d, UnitaryRNN, UnitarySSM
+from unitary_layers import OrthogonalConv2d, StiefelConv2d, UnitaryRNN, UnitarySSM
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 LINES = ("Params (M)", "GMACs", "Activations (M)", "Image size")
@@ -53,7 +53,7 @@ def _count(model: nn.Module, x: Tensor) -> tuple[int, int]:
     def keep(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
         outputs.append((output[0] if isinstance(output, tuple) else output).numel())
 
-    kinds = (OrthogonalConv2d, UnitaryRNN, UnitarySSM, nn.Conv2d, nn.Linear)
+    kinds = (OrthogonalConv2d, StiefelConv2d, UnitaryRNN, UnitarySSM, nn.Conv2d, nn.Linear)
     hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, kinds)]
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.bmm: _bmm_flop}) as counter, torch.no_grad():
         model(x)
