@@ -3,8 +3,9 @@
 An encoder of three convolutions of stride 2 takes an image to a code of few numbers; a decoder of transposed
 convolutions takes the code back. Between them is GroupSort. Of `tied` networks the decoder has the kernels of the
 encoder, as adjoints (`layer.adjoint`, `F.conv_transpose2d`), of the others its own (`OrthogonalConvTranspose2d`,
-`nn.ConvTranspose2d`). `frozen` leaves the orthogonal kernels where they start, so that only biases learn. `orthogonium`
-are the layers of that package (Boissin et al., arXiv 2501.07930), if it is installed.
+`nn.ConvTranspose2d`). `scaled` networks have a factor for each channel behind a convolution: without one no distance
+grows. `frozen` leaves the orthogonal kernels where they start, so that only biases learn. `orthogonium` are the layers
+of that package (Boissin et al., arXiv 2501.07930), if it is installed.
 
     python examples/autoencoder.py --quick
     python examples/autoencoder.py --root data
@@ -36,7 +37,8 @@ from tqdm import tqdm
 
 from unitary_layers import GroupSort, OrthogonalConv2d, OrthogonalConvTranspose2d, attach, unitarity_error_of
 
-NETWORKS = ("orthogonal", "orthogonal, tied", "orthogonal, frozen", "conv", "conv, tied", "orthogonium")
+NETWORKS = ("orthogonal, scaled", "orthogonal, tied, scaled", "orthogonal", "orthogonal, tied", "orthogonal, frozen")
+NETWORKS += ("conv", "conv, tied", "orthogonium")
 RATES = (1e-3, 3e-3, 1e-2)  # of AdamW
 TAPS = {"kernel_size": 4, "stride": 2, "padding": 1}
 
@@ -76,7 +78,8 @@ class Autoencoder(nn.Module):
         there = [conv(a, b, **TAPS) for a, b in pairs]
         own = [transposed(b, a, **TAPS) for a, b in pairs]
         back = [Back(layer) for layer in there] if "tied" in network else own
-        self.encoder, self.decoder = chained(there), chained(back[::-1])
+        scaled = "scaled" in network
+        self.encoder, self.decoder = chained(there, scaled), chained(back[::-1], scaled)
         if "frozen" in network:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name.endswith("bias"))
@@ -85,9 +88,24 @@ class Autoencoder(nn.Module):
         return self.decoder(self.encoder(x))
 
 
-def chained(layers: list[nn.Module]) -> nn.Sequential:
-    """Layers with GroupSort between them."""
-    return nn.Sequential(layers[0], *(part for layer in layers[1:] for part in (GroupSort(dim=1), layer)))
+class Scale(nn.Module):
+    """A factor for each channel, 1 at first."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight[:, None, None]
+
+
+def chained(layers: list[nn.Module], scaled: bool) -> nn.Sequential:
+    """Layers with GroupSort between them, and where they are scaled a factor for each output."""
+    parts: list[nn.Module] = []
+    for layer in layers:
+        channels = layer.out_channels if hasattr(layer, "out_channels") else len(layer.bias)
+        parts += [layer, *([Scale(channels)] if scaled else []), GroupSort(dim=1)]
+    return nn.Sequential(*parts[:-1])
 
 
 def images(name: str, root: Path) -> tuple[Tensor, Tensor]:

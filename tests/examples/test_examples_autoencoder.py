@@ -46,14 +46,20 @@ def test_a_tied_decoder_has_the_kernels_of_the_encoder(network: str) -> None:
     torch.testing.assert_close(decoder(z), twin(z), rtol=0, atol=100 * torch.finfo(torch.float32).eps)
 
 
+def test_a_scaled_network_begins_as_one_that_is_not() -> None:
+    plain, scaled, x = made("orthogonal"), made("orthogonal, scaled"), torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(scaled(x), plain(x), rtol=0, atol=0)
+    scaled.encoder[1].weight.data *= 2
+    assert torch.equal(scaled.encoder[:2](x), 2 * plain.encoder[:1](x))
+
+
 @pytest.mark.parametrize("network", OURS)
 def test_what_is_not_frozen_moves(network: str) -> None:
     model = made(network)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     autoencoder.train(model, torch.rand(20, 1, 8, 8), 1e-2, 0, options())
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    kernels = {name for name in before if not name.endswith("bias")}
-    assert moved == (set(before) - kernels if "frozen" in network else set(before))
+    assert moved == {name for name in before if "frozen" not in network or name.endswith("bias")}
 
 
 def test_images_have_sides_in_multiples_of_8(monkeypatch: pytest.MonkeyPatch) -> None:
