@@ -16,10 +16,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 import unitary_layers
-from unitary_layers import OrthogonalConv2d, UnitaryLinear, UnitaryMultiheadAttention, UnitaryRNN, UnitarySSM
+from unitary_layers import (
+    OrthogonalConv2d,
+    StiefelConv2d,
+    UnitaryLinear,
+    UnitaryMultiheadAttention,
+    UnitaryRNN,
+    UnitarySSM,
+)
 
 CARDS = Path(__file__).parents[1] / "model_cards"
-LAYERS = (OrthogonalConv2d, UnitaryLinear, UnitaryMultiheadAttention, UnitaryRNN, UnitarySSM)
+LAYERS = (OrthogonalConv2d, StiefelConv2d, UnitaryLinear, UnitaryMultiheadAttention, UnitaryRNN, UnitarySSM)
 LINES = ("Params (M)", "GMACs", "Activations (M)", "Image size")
 
 

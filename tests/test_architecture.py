@@ -59,7 +59,7 @@ LEVELS = (
     ("conversion.report", "conversion.kinds", "conversion.swap", "conversion.plan", "conversion.values"),
     ("conversion.ties", "conversion.convert", "conversion"),
     ("models.arguments", "models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel"),
-    ("models.unitary_pixel_ssm", "models.orthovit", "models"),
+    ("models.whitening", "models.stiefelnet", "models.unitary_pixel_ssm", "models.orthovit", "models"),
     ("testing",),
     ("",),
     ("__main__",),
@@ -198,7 +198,7 @@ def test_every_public_name_is_at_the_door():
     promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
     promised += " HadamardLinear HadamardRNN UnitaryDevelopment UnitaryMultiheadAttention convert revert"
     promised += " UnitarySSM UnitaryPixelSSM OrthoViT"
-    promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
+    promised += " OrthoResNet StiefelNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []
 

@@ -53,6 +53,7 @@ from .linalg import support_penalty as support_penalty
 from .linalg import unitarity_error as unitarity_error
 from .models import OrthoResNet as OrthoResNet
 from .models import OrthoViT as OrthoViT
+from .models import StiefelNet as StiefelNet
 from .models import UnitaryPixelRNN as UnitaryPixelRNN
 from .models import UnitaryPixelSSM as UnitaryPixelSSM
 from .projunn import UpdateRule as UpdateRule

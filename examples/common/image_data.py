@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_loader
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import Compose, RandomCrop
 
 from common.images import DIGITS_SPLIT_SEED
 
@@ -89,14 +90,16 @@ def make_loader(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     scale: float = 1.0,
+    shift: int | None = None,
     workers: int = 0,
 ) -> DataLoader:
     """timm's loader on the CPU.
 
-    A training image is cropped to `scale` or more of its area and mirrored where that makes sense; without cropping and
-    mirroring it is left alone. The last incomplete batch of training is dropped.
+    A training image is moved by up to `shift` pixels in both directions, mirrored at its borders, then cropped to
+    `scale` or more of its area and mirrored where that makes sense; without all of that it is left alone. The last
+    incomplete batch of training is dropped.
     """
-    return create_loader(
+    loader = create_loader(
         dataset,
         input_size=size,
         batch_size=batch_size,
@@ -115,3 +118,6 @@ def make_loader(
         use_prefetcher=False,
         device=torch.device("cpu"),
     )
+    if shift:
+        dataset.transform = Compose([RandomCrop(size[1:], shift, padding_mode="reflect"), dataset.transform])
+    return loader

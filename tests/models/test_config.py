@@ -21,6 +21,8 @@ from unitary_layers import (
     OrthoViT,
     UnitaryLinear,
     UnitaryMultiheadAttention,
+    StiefelConv2d,
+    StiefelNet,
     UnitaryPixelRNN,
     UnitaryPixelSSM,
     UpdateRule,
@@ -56,6 +58,15 @@ OPTIONS: dict[type[nn.Module], dict[str, tuple[Any, ...]]] = {
         "gradient": ({"gradient": "factored", **FULL},),
         "img_size": (FULL | {"img_size": (8, 4)}, FULL | {"img_size": [4, 8]}),
     },
+    StiefelNet: COMMON
+    | {
+        "depths": ({"depths": [0, 2], "widths": [8, 16]},),
+        "widths": ((4, 12),),
+        "stem_taps": (3,),
+        "norm_layer": ("groupnorm1", timm.layers.LayerNorm2d),
+        "act_layer": ("silu", GroupSort),
+        "conv_layer": (StiefelConv2d, "Conv2d", nn.Conv2d),
+    },
     UnitaryPixelRNN: COMMON
     | {
         "widths": ((8, 12), [8]),
@@ -88,6 +99,7 @@ OPTIONS: dict[type[nn.Module], dict[str, tuple[Any, ...]]] = {
 }
 TINY: dict[type[nn.Module], dict[str, Any]] = {
     OrthoResNet: {"depths": (1, 0), "widths": (8, 32), "stem_width": 8, "stem_stride": 1, "img_size": 8},
+    StiefelNet: {"depths": (1, 0), "widths": (8, 16)},
     UnitaryPixelRNN: {"widths": (8,)},
     UnitaryPixelSSM: {"widths": (8,), "block_sizes": (2,)},
     OrthoViT: {"depths": (1,), "embed_dim": 8, "num_heads": 2, "img_size": 8},
