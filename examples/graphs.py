@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ from unitary_layers import GroupSort, UnitaryGraphConv, attach, unitarity_error_
 from unitary_layers.linalg import Adjacency, normalized_adjacency
 
 NETWORKS = ("unitary", "unitary, residual", "gcn", "gcn, residual")
-QUICK = {"depths": [2, 4], "seeds": [0], "steps": 6, "width": 8, "log_every": 3}
+QUICK = {"depths": [2, 4], "seeds": [0], "rates": [1e-2], "steps": 6, "width": 8, "log_every": 3}
 
 
 class Field(NamedTuple):
@@ -181,16 +182,26 @@ class Run(ResumableRun):
         self.best = max(self.best, (area["val"], area["test"]))
         return area
 
+    def keys(self) -> Row:
+        """What tells one run from another."""
+        return {name: str(getattr(self.args, name)) for name in ("network", "depth", "width", "seed", "steps", "lr")}
+
     def row(self) -> Row:
         """The row of the table."""
-        kinds = ("network", "depth", "width", "seed", "steps", "lr")
         error = f"{float(unitarity_error_of(self.model)):.1e}" if self.args.network.startswith("unitary") else ""
-        return {name: str(getattr(self.args, name)) for name in kinds} | {
+        return self.keys() | {
             "validation": f"{self.best[0]:.2f}",
             "test": f"{self.best[1]:.2f}",
             "error": error,
             "seconds": f"{self.seconds:.3g}",
         }
+
+
+def at_best_rate(rows: list[Row], network: str, depth: int) -> list[Row]:
+    """The rows of a network, a seed each, at the rate that is best in validation."""
+    found = matching(rows, {"network": network, "depth": str(depth)})
+    rates = [matching(found, {"lr": rate}) for rate in dict.fromkeys(row["lr"] for row in found)]
+    return max(rates, key=lambda of: mean_of(of, "validation"), default=[])
 
 
 def draw(path: Path) -> None:
@@ -201,8 +212,8 @@ def draw(path: Path) -> None:
     depths = sorted({int(row["depth"]) for row in rows})
     curves = []
     for network in dict.fromkeys(row["network"] for row in rows):
-        found = {depth: matching(rows, {"network": network, "depth": str(depth)}) for depth in depths}
-        curves.append(Curve(network, [(depth, mean_of(of, "test")) for depth, of in found.items()]))
+        points = [(depth, mean_of(at_best_rate(rows, network, depth), "test")) for depth in depths]
+        curves.append(Curve(network, points))
     draw_curves(axes, curves)
     axes.set(xscale="log", xlabel="layers", ylabel="test ROC AUC, %", title="minesweeper")
     axes.set_xticks(depths, [str(depth) for depth in depths], minor=False)
@@ -218,7 +229,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--width", type=int, default=32)
     add("--steps", type=int, default=100)
-    add("--lr", type=number, default=1e-2, help="highest rate of AdamW")
+    add("--rates", nargs="+", type=number, default=[1e-2, 3e-2], help="highest rates of AdamW")
     add("--time", type=float, default=1.0, help="at which the times of the unitary layers start")
     add("--tol", type=float, default=1e-3, help="largest error of an exponential")
     add("--threads", type=int, default=1)
@@ -238,14 +249,14 @@ def runs_of(args: argparse.Namespace) -> list[argparse.Namespace]:
     found = []
     for seed in args.seeds:
         for depth in args.depths:
-            for network in args.networks:
-                out = args.out / f"{network.replace(', ', '_')}_{depth}_{seed}"
-                given = vars(args) | {"seed": seed, "depth": depth, "network": network, "out": out}
+            for network, lr in product(args.networks, args.rates):
+                out = args.out / f"{network.replace(', ', '_')}_{depth}_{lr:g}_{seed}"
+                given = vars(args) | {"seed": seed, "depth": depth, "network": network, "lr": lr, "out": out}
                 found.append(argparse.Namespace(**{k: v for k, v in given.items() if k not in LISTS}))
     return found
 
 
-LISTS = ("networks", "depths", "seeds", "draw")
+LISTS = ("networks", "depths", "seeds", "rates", "draw")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -256,11 +267,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.draw is not None:
         return draw(args.draw)
     torch.set_num_threads(args.threads)
-    rows: list[Row] = []
+    rows: list[Row] = read_table(args.out / "graphs.csv") if args.resume else []
     for given in runs_of(args):
         run = Run(given)
         run.run()
-        rows.append(run.row())
+        rows = [row for row in rows if row not in matching(rows, run.keys())] + [run.row()]
         write_table(args.out / "graphs.csv", rows)
         draw(args.out / "graphs.csv")
     for row in rows:

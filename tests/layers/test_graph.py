@@ -32,7 +32,8 @@ def slow(layer: UnitaryGraphConv, x: Tensor, a: Tensor) -> Tensor:
     """The layer by the exponentials of dense matrices, one for each channel or pair of channels."""
     y = x @ layer.matrix.mT
     channels = [y[..., j] for j in range(y.size(-1))]
-    times = layer.time.expand(len(channels) if y.is_complex() else len(channels) // 2)
+    times = torch.tensor(layer.start) if layer.time is None else layer.time
+    times = times.expand(len(channels) if y.is_complex() else len(channels) // 2)
     if y.is_complex():
         found = [torch.matrix_exp(1j * t * a) @ c.unsqueeze(-1) for t, c in zip(times, channels, strict=True)]
     else:

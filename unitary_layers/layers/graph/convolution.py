@@ -47,9 +47,9 @@ class UnitaryGraphConv(UnitaryModule):
         device: of the parameters.
         dtype: real or complex; a complex layer stores pairs of real numbers.
         time: t, how far features travel along the edges, of either sign.
-        learn_time: whether times are parameters, for any optimiser, and no buffer.
+        learn_time: whether the times are a parameter, for any optimiser.
         per_channel: one time a channel, of real features a pair of channels, in the basis of a square weight. The times
-            are drawn from a normal distribution whose deviation is ``time``.
+            start evenly between ``-time`` and ``time``.
         tol: largest error of the exponential in the spectral norm, and so of the norm of the features; the rounding
             unit of the dtype if None. See Note [Chebyshev series of an exponential].
         normalize: whether to take ``D^-1/2 A D^-1/2``, with D the sums of the moduli of the weights of edges, in the
@@ -72,7 +72,7 @@ class UnitaryGraphConv(UnitaryModule):
 
     Attributes:
         weight: W, as of :class:`UnitaryLinear`.
-        time: ``()``, or with ``per_channel`` ``(channels,)`` (real: ``(channels // 2,)``).
+        time: with ``learn_time`` the times ``()``, per channel ``(channels,)``, or a pair of real ones; otherwise None.
         bias: ``(out_channels,)`` (complex: ``(out_channels, 2)``) or None.
 
     Raises:
@@ -89,8 +89,8 @@ class UnitaryGraphConv(UnitaryModule):
     """
 
     weight: Tensor
-    time: Tensor
-    reach: float = 1.0
+    time: Tensor | None
+    reach: float | None = None  # the largest modulus of a time that was last seen
     bias: Tensor | None
 
     def __init__(
@@ -120,12 +120,8 @@ class UnitaryGraphConv(UnitaryModule):
         self._check(learn_time)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.register_unitary("weight", (self.out_channels, self.in_channels), **dd)
-        pairs = self.out_channels if self.is_complex else self.out_channels // 2
-        times = torch.empty((pairs,) if per_channel else (), device=device, dtype=as_dtype(dtype).to_real())
-        if learn_time:
-            self.time = nn.Parameter(times)
-        else:
-            self.register_buffer("time", times)
+        times = self._start_times(device, as_dtype(dtype).to_real())
+        self.register_parameter("time", nn.Parameter(times) if learn_time else None)
         self.register_parameter("bias", self.new_parameter((self.out_channels,), **dd) if bias else None)
         self.reset_parameters()
 
@@ -148,14 +144,11 @@ class UnitaryGraphConv(UnitaryModule):
             )
 
     def reset_parameters(self) -> None:
-        """Draws the weight, and the times of channels, anew; sets the bias to zero and a common time to its start."""
+        """Draws the weight anew, sets the bias to zero and the times to their start."""
         self.reset_unitary()
-        with torch.no_grad():
-            if self.per_channel:
-                self.time.normal_(std=abs(self.start))
-            else:
-                self.time.fill_(self.start)
-        self._note_reach()
+        if self.time is not None:
+            with torch.no_grad():
+                self.time.copy_(self._start_times(self.time.device, self.time.dtype))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -174,7 +167,7 @@ class UnitaryGraphConv(UnitaryModule):
         constant = weight if factored is None else weight.detach()
         y = F.linear(x, constant)
         y = y if factored is None else collect(y, factored, x)
-        y = self._along_edges(y, graph, self.time)
+        y = self._along_edges(y, graph, 1)
         if self.per_channel:
             z, y = y, F.linear(y, constant.mH)
             y = y if factored is None else collect(y, factored, z, adjoint=True)
@@ -198,7 +191,7 @@ class UnitaryGraphConv(UnitaryModule):
         graph = self._graph(output, edge_index, edge_weight)
         weight = value_in_use(self, "weight", output)
         y = F.linear(output, weight) if self.per_channel else output
-        return F.linear(self._along_edges(y, graph, -self.time), weight.mH)
+        return F.linear(self._along_edges(y, graph, -1), weight.mH)
 
     def _graph(self, x: Tensor, edge_index: Tensor | Adjacency, edge_weight: Tensor | None) -> Adjacency:
         """The matrix of the edges between the nodes of an input, in the precision of the weight."""
@@ -219,20 +212,27 @@ class UnitaryGraphConv(UnitaryModule):
             raise ValueError(f"expected a graph of as many nodes as the input has, {nodes}, got {graph.nodes}")
         return graph
 
-    def _along_edges(self, x: Tensor, graph: Adjacency, times: Tensor) -> Tensor:
-        """``exp(i t A) x``, of an odd number of real channels without the last one, which stays as it is."""
+    def _start_times(self, device: Any, dtype: torch.dtype) -> Tensor:
+        if not self.per_channel:
+            return torch.full((), self.start, device=device, dtype=dtype)
+        pairs = self.out_channels if self.is_complex else self.out_channels // 2
+        return torch.linspace(-self.start, self.start, pairs + 1, device=device, dtype=dtype)[1:]  # of one: start
+
+    def _along_edges(self, x: Tensor, graph: Adjacency, sign: int) -> Tensor:
+        """``exp(i sign t A) x``, of an odd number of real channels without the last one, which stays as it is."""
         self._note_reach()
+        times = self._start_times(x.device, self.weight.dtype) if self.time is None else self.time
         real = torch.view_as_real(x).flatten(-2) if x.is_complex() else x
         real = real.to(self.weight.dtype)
         tol = torch.finfo(real.dtype).eps if self.tol is None else self.tol
         paired = real[..., : real.size(-1) // 2 * 2]
-        y = graph_exponential(graph, paired, times, tol, self.reach)
+        y = graph_exponential(graph, paired, sign * times, tol, abs(self.start) if self.reach is None else self.reach)
         y = torch.cat([y, real[..., paired.size(-1) :]], dim=-1) if real.size(-1) % 2 else y
         return torch.view_as_complex(y.unflatten(-1, (-1, 2))) if x.is_complex() else y.to(x.dtype)
 
     def _note_reach(self) -> None:
         """Reads the largest modulus of a time, where that can be, for where it cannot."""
-        if is_readable(self.time):
+        if self.time is not None and is_readable(self.time):
             self.reach = float(self.time.detach().abs().amax()) if self.time.numel() else 0.0
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -246,5 +246,5 @@ class UnitaryGraphConv(UnitaryModule):
         shown = {"start": 1.0, "per_channel": False, "tol": None, **FLAGS}
         given = {name: getattr(self, name) for name, default in shown.items() if getattr(self, name) != default}
         parts += [f"{'time' if name == 'start' else name}={value}" for name, value in given.items()]
-        parts += ["learn_time=True"] if isinstance(self.time, nn.Parameter) else []
+        parts += [] if self.time is None else ["learn_time=True"]
         return ", ".join(parts + self.extra_repr_of_rule("haar"))
