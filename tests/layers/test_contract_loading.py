@@ -49,7 +49,9 @@ def test_a_weight_in_half_precision_is_retracted_in_silence(entry, assign):
     source, target = trained(entry), entry.make(update=POWER)
     target.load_state_dict(rounded(source, torch.bfloat16), assign=assign)  # warnings are errors
     assert_retracted(target, source)
-    assert_trains(target, entry, torch.bfloat16 if assign else torch.float32)  # assign takes the dtype of what is loaded
+    assert_trains(
+        target, entry, torch.bfloat16 if assign else torch.float32
+    )  # assign takes the dtype of what is loaded
 
 
 def assert_retracted(target: nn.Module, source: nn.Module) -> None:
