@@ -19,7 +19,7 @@ from unitary_layers.training import unitary_weights
 
 LARGEST = 5e6  # bytes of a file
 SAMPLES = Path(__file__).parents[2] / "tests" / "data"
-IMAGES = {
+LICENCES = {
     "digits": "scikit-learn's digits, CC BY 4.0",
     "mnist": "MNIST, CC BY-SA 3.0",
     "fashion": "Fashion-MNIST, MIT",
@@ -48,6 +48,11 @@ def packed(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def file_of(name: str) -> Path:
+    """Where the weights of a model with a tag are."""
+    return Path(timm.get_pretrained_cfg(name).file)
+
+
 def write_weights(name: str, run: Path) -> Path:
     """The file of a model with a tag, from the folder of a finished run.
 
@@ -56,7 +61,7 @@ def write_weights(name: str, run: Path) -> Path:
     """
     model = timm.create_model(name)
     model.load_state_dict(load_file(run / "model.safetensors"))
-    state, path = packed(model), Path(model.pretrained_cfg["file"])
+    state, path = packed(model), file_of(name)
     if (size := sum(v.numel() * v.element_size() for v in state.values())) > LARGEST:
         raise ValueError(f"expected at most {LARGEST / 1e6:.0f} MB, got {size / 1e6:.1f} MB for {name}")
     path.parent.mkdir(exist_ok=True)
@@ -96,5 +101,5 @@ def measure_weights(name: str, root: Path) -> str:
     right, total = count_right(model, make_dataset(images, root, train=False))
     sample = sample_of(images)
     found = "not shipped" if sample is None else "{} of {}".format(*count_right(model, sample))
-    size = Path(model.pretrained_cfg["file"]).stat().st_size
-    return f"{right / total:.2%} of {total:,} | {found} | {size / 1e6:.2f} MB | {IMAGES[images]}".replace("%", " %")
+    size = file_of(name).stat().st_size / 1e6
+    return f"{100 * right / total:.2f} % of {total:,} | {found} | {size:.2f} MB | {LICENCES[images]}"

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from registered import NAMES
+from safetensors.torch import load_file, save_model
 from timm.models import save_for_hf
 from timm.models._manipulate import adapt_input_conv
 
@@ -65,8 +66,8 @@ def test_the_card_says_how_many_images_of_the_sample_are_named_right(name):
     right, total = weights.count_right(model, sample)
     assert total == int(said[2])
     assert abs(right - int(said[1])) <= 2  # rounding may turn an image that lies between two classes
-    assert row.endswith(weights.IMAGES[weights.set_of(tag)])
-    assert f"{Path(model.pretrained_cfg['file']).stat().st_size / 1e6:.2f} MB" in row
+    assert row.endswith(weights.LICENCES[weights.set_of(tag)])
+    assert f"{weights.file_of(name).stat().st_size / 1e6:.2f} MB" in row
 
 
 @every_tag
@@ -143,3 +144,46 @@ def test_a_file_holds_matrices_in_half_precision_and_no_state_of_a_rule(name):
         next(p for p in model.parameters() if p.ndim > 1).view(-1)[0] = 1e6
     with pytest.raises(ValueError, match="expected numbers that float16 holds, got larger ones in"):
         weights.packed(model)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the place of those that the script writes into."""
+    for folder in ("CARDS", "RESULTS"):
+        monkeypatch.setattr(model_card, folder, tmp_path)
+    monkeypatch.setattr(weights, "file_of", lambda name: tmp_path / "weights" / f"{name}.safetensors")
+    return tmp_path
+
+
+def finished_run(name: str, folder: Path) -> Path:
+    """What the scripts leave of one: the model and the log."""
+    folder.mkdir()
+    save_model(timm.create_model(name), str(folder / "model.safetensors"))
+    (folder / "log.csv").write_text("step,loss\n1,2.3\n")
+    return folder
+
+
+def test_the_script_makes_weights_of_a_run_and_writes_the_card(elsewhere, monkeypatch, capsys):
+    name, run = TAGGED[-1], finished_run(TAGGED[-1], elsewhere / "run")
+    monkeypatch.setattr(model_card, "measure_weights", lambda *args: "98.00 % of 100 | 9 of 10 | 0.18 MB | MNIST")
+    model, _, tag = name.partition(".")
+    (elsewhere / f"{model}.md").write_text(f"| `other` | 1 |\n| `{tag}` | - | - | - | - |\n")
+    model_card.main([name, "--run", str(run), "--write"])
+    assert "not in the card" not in capsys.readouterr().out
+    row = "98.00 % of 100 | 9 of 10 | 0.18 MB | MNIST"
+    assert (elsewhere / f"{model}.md").read_text() == f"| `other` | 1 |\n| `{tag}` | {row} |\n"
+    assert (elsewhere / f"{name}.csv").read_text() == (run / "log.csv").read_text()
+    state = load_file(weights.file_of(name))
+    trained = load_file(run / "model.safetensors")
+    assert all(torch.equal(value, trained[key].to(value.dtype)) for key, value in state.items())
+
+
+def test_weights_that_are_too_large_or_have_no_tag_are_refused(elsewhere, monkeypatch, capsys):
+    name, run = TAGGED[-1], finished_run(TAGGED[-1], elsewhere / "run")
+    monkeypatch.setattr(weights, "LARGEST", 1e5)
+    with pytest.raises(ValueError, match=rf"expected at most 0 MB, got 0.2 MB for {name}"):
+        weights.write_weights(name, run)
+    with pytest.raises(SystemExit):
+        model_card.main([name.partition(".")[0], "--run", str(run)])
+    assert "--run needs one NAME.TAG" in capsys.readouterr().err
+    assert not (elsewhere / "weights").exists()
