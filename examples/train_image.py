@@ -9,7 +9,7 @@ it.
     python examples/train_image.py --quick
     python examples/train_image.py --images cifar10 --model orthoresnet_projunn --epochs 100 --scale 0.6
     python examples/train_image.py --images fashion --model orthoplain100_projunn --epochs 5
-    python examples/train_image.py --images folder --root DIR --model orthoresnet18_projunn --opt adamw --ema 0.999
+    python examples/train_image.py --images folder --root DIR --model resnet18 --opt adamw --ema 0.999
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, RandomCrop
 
 from common.images import DIGITS_SPLIT_SEED
+from unitary_layers.models.pretrained import IMAGES
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,17 @@ class ImageSet:
     classes: int | None = 10
 
 
+def known_set(name: str, source: str | None, **more: bool) -> ImageSet:
+    """A set on which the package may have trained weights; it knows the size and the numbers that standardise them."""
+    images = IMAGES[name]
+    return ImageSet(source, images["input_size"], images["mean"], images["std"], **more)
+
+
 SETS = {
-    "digits": ImageSet(None, (1, 8, 8), (0.305,), (0.376,)),
-    "mnist": ImageSet("torch/mnist", (1, 28, 28), (0.1307,), (0.3081,)),
-    "fashion": ImageSet("torch/fashion_mnist", (1, 28, 28), (0.2860,), (0.3530,)),
-    "cifar10": ImageSet("torch/cifar10", (3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), True),
+    "digits": known_set("digits", None),
+    "mnist": known_set("mnist", "torch/mnist"),
+    "fashion": known_set("fashion", "torch/fashion_mnist"),
+    "cifar10": known_set("cifar10", "torch/cifar10", flips=True),
     "folder": ImageSet("", (3, 224, 224), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, True, None),
 }
 

@@ -124,7 +124,7 @@ FOLDER = ["--images", "folder", "--img-size", "32", "--batch-size", "4", "--epoc
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves images open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_folder_of_images_trains(tmp_path: Path, no_curves: None):
-    options = ["--root", str(folder(tmp_path / "images")), "--model", "orthoresnet18_projunn", *SMALL]
+    options = ["--root", str(folder(tmp_path / "images")), *SMALL]
     run = setup([*FOLDER, *options, "--threads", "1", "--out", str(tmp_path / "run")])
     assert run.model.num_classes == 2
     assert run.run()[-1]["step"] == 2

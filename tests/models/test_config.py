@@ -207,4 +207,4 @@ def test_what_has_no_name_is_not_saved_as_something_else(act, tmp_path: Path):
 )
 def test_options_that_mean_nothing(options, message):
     with pytest.raises(ValueError, match=message):
-        tiny("orthoresnet18_projunn", **options)
+        tiny("orthoresnet_projunn", **options)
