@@ -14,8 +14,8 @@ from ..layers.base.inputs import as_sides, as_size
 from ..projunn import UpdateRule
 from .arguments import layer_of, pooling_of, rule_of
 from .blocks import Stage
+from .pretrained import images_of
 from .protocol import StagedClassifier
-from .unitary_pixel import DIGITS
 
 __all__ = ["OrthoViT"]  # register_model adds the entry point
 
@@ -182,8 +182,7 @@ class OrthoViT(StagedClassifier):
 default_cfgs = generate_default_cfgs(
     {
         "orthovit_tiny_projunn.untrained": {
-            **DIGITS,
-            "pool_size": (7, 7),
+            **images_of("fashion", reduction=4),
             "first_conv": "stem.proj",
             "paper_ids": "arXiv:2209.08167",
             "paper_name": "Quantum vision transformers",
