@@ -184,6 +184,7 @@ default_cfgs = generate_default_cfgs(
         "orthovit_tiny_projunn.untrained": {
             **images_of("fashion", reduction=4),
             "first_conv": "stem.proj",
+            "classifier": "head.fc",
             "paper_ids": "arXiv:2209.08167",
             "paper_name": "Quantum vision transformers",
         }

@@ -14,6 +14,7 @@ from ..layers.base.inputs import as_size
 from ..projunn import UpdateRule
 from .arguments import layer_of, pooling_of, rule_of
 from .blocks import Stage
+from .pretrained import images_of, with_own_stem
 from .protocol import StagedClassifier
 from .whitening import WhiteningStem
 
@@ -154,16 +155,8 @@ class StiefelNet(StagedClassifier):
 default_cfgs = generate_default_cfgs(
     {
         "stiefelnet_projunn.untrained": {
-            "num_classes": 10,
-            "input_size": (3, 32, 32),
-            "pool_size": (4, 4),
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "mean": (0.4914, 0.4822, 0.4465),
-            "std": (0.2470, 0.2435, 0.2616),
-            "first_conv": "stem.conv",
+            **images_of("cifar10", reduction=8),
             "classifier": "head.fc",
-            "license": "apache-2.0",
             "paper_ids": "arXiv:2203.05483",
             "paper_name": "projUNN: efficient method for training deep networks with unitary matrices",
         }
@@ -175,4 +168,5 @@ default_cfgs = generate_default_cfgs(
 def stiefelnet_projunn(pretrained: bool = False, **options: Any) -> StiefelNet:
     """Three groups of two convolutions with orthonormal kernels behind a whitening stem, for 32 x 32 pixels."""
     features = {"out_indices": tuple(range(len(options.get("widths", (0, 0, 0))))), "flatten_sequential": True}
-    return build_model_with_cfg(StiefelNet, "stiefelnet_projunn", pretrained, feature_cfg=features, **options)
+    options |= {"feature_cfg": features, "pretrained_filter_fn": with_own_stem}
+    return build_model_with_cfg(StiefelNet, "stiefelnet_projunn", pretrained, **options)
