@@ -65,7 +65,7 @@ class Recipe(NamedTuple):
 RECIPES = {
     "copying": Recipe(
         copying_memory,
-        "--width 128 --batch-size 32 --nonlinearity identity --relu-readout --lr 5e-3 --unitary-lr 0.001 --steps 800",
+        "--width 128 --batch-size 32 --nonlinearity identity --relu-readout --lr 5e-3 --unitary-lr 0.0001 --steps 800",
         (0, 2, 4),
     ),
     "digits": Recipe(
