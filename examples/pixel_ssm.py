@@ -29,6 +29,7 @@ from common.log import Row
 from common.options import number
 from common.resumable import EpochRun
 from common.tasks import PERMUTATION_SEED, generator_for
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
@@ -131,8 +132,9 @@ class PixelRun(EpochRun):
         return float(unitary_layers.unitarity_error_of(self.model))
 
     def run(self) -> list[Row]:
-        """Train to the last epoch, and draw the curves; returns the rows of the log."""
+        """Train to the last epoch, write the model and draw the curves; returns the rows of the log."""
         super().run()
+        save_model(self.model, str(self.args.out / "model.safetensors"))
         draw_runs(self.args.out / "curves.png", {self.args.basis: self.log.rows}, **self.summary)
         return self.log.rows
 

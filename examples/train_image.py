@@ -9,7 +9,7 @@ it.
     python examples/train_image.py --quick
     python examples/train_image.py --images cifar10 --model orthoresnet_projunn --epochs 100 --scale 0.6
     python examples/train_image.py --images fashion --model orthoplain100_projunn --epochs 5
-    python examples/train_image.py --images folder --root DIR --model orthoresnet18_projunn --opt adamw --ema 0.999
+    python examples/train_image.py --images folder --root DIR --model resnet18 --opt adamw --ema 0.999
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import timm
 import torch
 from common.image_data import SETS
 from common.image_options import parse, training_parser
-from common.image_training import ImageRun, make_loaders
+from common.image_training import ImageRun, first_images, make_loaders
 from timm.utils import ParseKwargs
 
 import unitary_layers  # registers its models and its optimiser with timm
@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("--model", default="orthoresnet_projunn", help="name of a timm model")
     add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="more of the model")
+    add("--whiten", type=int, metavar="IMAGES", help="fit the stem to so many training images, if it whitens them")
     add("--update", default=None, help="variant of the unitary step, D or T; the model's own if not given")
     add("--out", type=Path, default=None, help="folder of the run; runs/train_image/IMAGES_MODEL if not given")
     return options
@@ -55,6 +56,12 @@ def setup(argv: list[str] | None = None) -> ImageRun:
     if known is not None and known.fixed_input_size:
         layout["img_size"] = args.img_size or SETS[args.images].size[-1]
     model = timm.create_model(args.model, **(layout | args.model_kwargs))
+    if args.whiten is not None:
+        if args.whiten < 1:
+            raise ValueError(f"--whiten must be at least 1, got {args.whiten}")
+        if not hasattr(model, "init_whitening"):
+            raise ValueError(f"--whiten needs a model with a whitening stem, got {args.model}")
+        model.init_whitening(first_images(args, args.whiten))
     return ImageRun(args, model, train, test, f"{args.images}, {args.model}")
 
 

@@ -15,6 +15,7 @@ LEVELS = (
     ("linalg.check", "linalg.transforms", "linalg.hadamard"),
     ("linalg.polar", "linalg.unitary", "linalg.lowrank", "linalg.thin"),
     ("linalg.signal.grid", "linalg.signal.spectrum", "linalg.signal.kernel", "linalg.signal.bound"),
+    ("linalg.adjacency", "linalg.chebyshev"),
     ("linalg.signal", "linalg"),
     ("init",),
     ("projunn.gradient", "projunn.noise", "projunn.sampling"),
@@ -37,8 +38,9 @@ LEVELS = (
     ("layers.base.inputs", "layers.base.symbolic", "layers.base.states", "layers.base.loading", "layers.base.methods"),
     ("layers.base.quantise", "layers.base.module", "layers.base.forward", "layers.base.signs"),
     ("layers.base",),
-    ("layers.activation", "layers.linear", "layers.attention", "layers.hadamard"),
+    ("layers.activation", "layers.linear", "layers.born", "layers.attention", "layers.hadamard"),
     ("layers.development.products", "layers.development.development", "layers.development"),
+    ("layers.graph.exponential", "layers.graph.convolution", "layers.graph"),
     ("layers.recurrent.packed", "layers.recurrent.linear", "layers.recurrent.fused", "layers.recurrent.operator"),
     ("layers.recurrent.scan", "layers.recurrent.signed", "layers.recurrent.impulse"),
     ("layers.recurrent.options", "layers.recurrent.cell", "layers.recurrent.rnn", "layers.recurrent.hadamard"),
@@ -58,8 +60,9 @@ LEVELS = (
     ("robust",),
     ("conversion.report", "conversion.kinds", "conversion.swap", "conversion.plan", "conversion.values"),
     ("conversion.ties", "conversion.convert", "conversion"),
-    ("models.arguments", "models.protocol", "models.blocks", "models.orthoresnet", "models.unitary_pixel"),
-    ("models.unitary_pixel_ssm", "models"),
+    ("models.arguments", "models.pretrained", "models.protocol", "models.blocks"),
+    ("models.orthoresnet", "models.unitary_pixel"),
+    ("models.whitening", "models.stiefelnet", "models.unitary_pixel_ssm", "models.orthovit", "models"),
     ("testing",),
     ("",),
     ("__main__",),
@@ -197,8 +200,8 @@ def test_every_public_name_is_at_the_door():
     promised += " OrthogonalConvRNNCell UnitaryWordRNN StiefelConv1d StiefelConv2d"
     promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
     promised += " HadamardLinear HadamardRNN UnitaryDevelopment UnitaryMultiheadAttention convert revert"
-    promised += " UnitarySSM UnitaryPixelSSM"
-    promised += " OrthoResNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
+    promised += " UnitarySSM UnitaryGraphConv UnitaryPixelSSM OrthoViT"
+    promised += " OrthoResNet StiefelNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []
 

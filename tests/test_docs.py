@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import timm
 
 import unitary_layers
 from unitary_layers.testing import assert_unitary
@@ -122,6 +123,21 @@ def test_the_readme_is_short():
 def test_the_citation_is_of_this_version():
     versions = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert versions == [unitary_layers.__version__]
+
+
+def test_the_catalogue_has_every_layer_and_every_model_once():
+    spec = importlib.util.spec_from_file_location("catalogue", ROOT / "docs" / "_hooks" / "catalogue.py")
+    catalogue = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(catalogue)
+    layers = [n for n, v in vars(unitary_layers.layers).items() if inspect.isclass(v) and n not in catalogue.BASES]
+    names = timm.list_models("*_projunn")
+    for listed, rows in ((layers, catalogue.layers()), (names, catalogue.models())):
+        assert sorted(re.findall(r"^\| \[`(\w+)`\]", rows, re.MULTILINE)) == sorted(listed)
+    for tagged in timm.list_models("*_projunn.*", pretrained=True):
+        name, _, tag = tagged.partition(".")
+        assert re.search(rf"^\| \[`{name}`\].*`{tag}`: \d", catalogue.models(), re.MULTILINE), tagged
+    page = (ROOT / "docs" / "zoo" / "index.md").read_text()
+    assert page.count("<!-- layers -->") == page.count("<!-- models -->") == 1
 
 
 def messages() -> list[str]:

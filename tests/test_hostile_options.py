@@ -19,6 +19,7 @@ from unitary_layers import (
     OrthogonalConv2d,
     OrthogonalConvTranspose2d,
     OrthoResNet,
+    OrthoViT,
     ProjUNN,
     StiefelConv2d,
     StiefelConvTranspose2d,
@@ -141,7 +142,7 @@ CASES = {
     "UnitaryMultiheadAttention": (
         UnitaryMultiheadAttention,
         {"embed_dim": 4, "num_heads": 2},
-        f"embed_dim num_heads dropout kdim vdim batch_first {LAYER}",
+        f"embed_dim num_heads dropout kdim vdim batch_first score {LAYER}",
         lambda layer: layer(*torch.randn(3, 3, 2, 4)),
     ),
     "UnitaryPixelRNN": (
@@ -149,6 +150,12 @@ CASES = {
         {"widths": (4,), "embed_dim": 3},
         "widths embed_dim patch_size nonlinearity update gradient in_chans num_classes dtype",
         (2, 1, 2, 2),
+    ),
+    "OrthoViT": (
+        OrthoViT,
+        {"depths": (1,), "embed_dim": 4, "num_heads": 2, "patch_size": 2, "img_size": 4, "mlp_ratio": 1},
+        "depths embed_dim num_heads patch_size mlp_ratio score update img_size in_chans num_classes",
+        (2, 1, 4, 4),
     ),
     "OrthoResNet": (
         OrthoResNet,

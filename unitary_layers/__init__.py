@@ -35,6 +35,7 @@ from .layers import StiefelConvTranspose1d as StiefelConvTranspose1d
 from .layers import StiefelConvTranspose2d as StiefelConvTranspose2d
 from .layers import StiefelConvTranspose3d as StiefelConvTranspose3d
 from .layers import UnitaryDevelopment as UnitaryDevelopment
+from .layers import UnitaryGraphConv as UnitaryGraphConv
 from .layers import UnitaryLinear as UnitaryLinear
 from .layers import UnitaryMethods as UnitaryMethods
 from .layers import UnitaryModule as UnitaryModule
@@ -52,6 +53,8 @@ from .linalg import space_to_depth as space_to_depth
 from .linalg import support_penalty as support_penalty
 from .linalg import unitarity_error as unitarity_error
 from .models import OrthoResNet as OrthoResNet
+from .models import OrthoViT as OrthoViT
+from .models import StiefelNet as StiefelNet
 from .models import UnitaryPixelRNN as UnitaryPixelRNN
 from .models import UnitaryPixelSSM as UnitaryPixelSSM
 from .projunn import UpdateRule as UpdateRule

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_loader
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import Compose, RandomCrop
 
 from common.images import DIGITS_SPLIT_SEED
+from unitary_layers.models.pretrained import IMAGES
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,17 @@ class ImageSet:
     classes: int | None = 10
 
 
+def known_set(name: str, source: str | None, **more: bool) -> ImageSet:
+    """A set on which the package may have trained weights; it knows the size and the numbers that standardise them."""
+    images = IMAGES[name]
+    return ImageSet(source, images["input_size"], images["mean"], images["std"], **more)
+
+
 SETS = {
-    "digits": ImageSet(None, (1, 8, 8), (0.305,), (0.376,)),
-    "mnist": ImageSet("torch/mnist", (1, 28, 28), (0.1307,), (0.3081,)),
-    "fashion": ImageSet("torch/fashion_mnist", (1, 28, 28), (0.2860,), (0.3530,)),
-    "cifar10": ImageSet("torch/cifar10", (3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), True),
+    "digits": known_set("digits", None),
+    "mnist": known_set("mnist", "torch/mnist"),
+    "fashion": known_set("fashion", "torch/fashion_mnist"),
+    "cifar10": known_set("cifar10", "torch/cifar10", flips=True),
     "folder": ImageSet("", (3, 224, 224), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, True, None),
 }
 
@@ -89,14 +97,16 @@ def make_loader(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     scale: float = 1.0,
+    shift: int | None = None,
     workers: int = 0,
 ) -> DataLoader:
     """timm's loader on the CPU.
 
-    A training image is cropped to `scale` or more of its area and mirrored where that makes sense; without cropping and
-    mirroring it is left alone. The last incomplete batch of training is dropped.
+    A training image is moved by up to `shift` pixels in both directions, mirrored at its borders, then cropped to
+    `scale` or more of its area and mirrored where that makes sense; without all of that it is left alone. The last
+    incomplete batch of training is dropped.
     """
-    return create_loader(
+    loader = create_loader(
         dataset,
         input_size=size,
         batch_size=batch_size,
@@ -115,3 +125,6 @@ def make_loader(
         use_prefetcher=False,
         device=torch.device("cpu"),
     )
+    if shift:
+        dataset.transform = Compose([RandomCrop(size[1:], shift, padding_mode="reflect"), dataset.transform])
+    return loader

@@ -31,9 +31,16 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=128)
     add("--clip", type=number_or_none, default=None, help="largest norm of the gradient; none for any")
     add("--scale", type=number, default=1.0, help="smallest part of a training image that is cropped; 1 for all of it")
+    add("--shift", type=int, help="pixels by which a training image is moved at most; none if not given")
     add("--mixup", type=number, default=0.0, help="alpha of mixup; 0 for none")
     add("--smoothing", type=number, default=0.0, help="label smoothing")
+    add("--channels-last", action="store_true", default=None, help="keep the channels of a pixel together in memory")
     add("--ema", type=number, default=0.0, help="decay of a moving average of the weights; 0 for none")
+    add(
+        "--flip-test",
+        action="store_true",
+        help="in the end, test as well on the mean for an image and its mirror image",
+    )
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=None, help="CPU threads; torch's own choice if not given")
     add("--workers", type=int, default=0, help="processes that load images")

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from common.curves import draw_runs
 from common.image_data import SETS, make_dataset, make_loader
-from common.log import Row
+from common.log import Row, describe
 from common.resumable import EpochRun
 from unitary_layers import attach, retract_, unitarity_error_of
 from unitary_layers.training import unitary_weights
@@ -65,7 +65,8 @@ class ImageRun(EpochRun):
 
     def __init__(self, args: argparse.Namespace, model: nn.Module, train: Any, test: Any, title: str) -> None:
         super().__init__(args)
-        self.model, self.title = model.to(args.device), title
+        self.memory = {"memory_format": torch.channels_last} if args.channels_last else {}
+        self.model, self.title = model.to(args.device, **self.memory), title
         self.train_loader, self.test_loader, self.per_epoch = train, test, len(train)
         self.optimizer = make_optimizer(args, self.model)
         self.scheduler, _ = create_scheduler_v2(
@@ -91,7 +92,7 @@ class ImageRun(EpochRun):
         return self.args.out / "model.safetensors"
 
     def config(self) -> dict[str, Any]:
-        return self.options_but("root", "workers")
+        return self.options_but("root", "workers", "flip_test")
 
     def state(self) -> dict[str, Any]:
         average = self.average.module.state_dict() if self.average else None
@@ -112,7 +113,7 @@ class ImageRun(EpochRun):
         label = f"epoch {self.epoch + 1}/{self.args.epochs}"
         bar = tqdm(self.train_loader, desc=label, leave=False, disable=not sys.stderr.isatty())
         for inputs, targets in bar:
-            inputs, targets = inputs.to(self.args.device), targets.to(self.args.device)
+            inputs, targets = inputs.to(self.args.device, **self.memory), targets.to(self.args.device)
             loss, accuracy_now = self.update(inputs, targets)
             losses.update(loss, len(inputs))
             correct.update(accuracy_now, len(inputs))
@@ -154,11 +155,12 @@ class ImageRun(EpochRun):
         return model
 
     @torch.no_grad()
-    def evaluate(self) -> Row:
-        """Mean loss and accuracy over the test images."""
+    def evaluate(self, flip: bool = False) -> Row:
+        """Mean loss and accuracy over the test images; `flip` takes the mean output of each and its mirror image."""
         model, losses, correct = self.evaluated().eval(), AverageMeter(), AverageMeter()
         for inputs, targets in self.test_loader:
-            outputs, targets = model(inputs.to(self.args.device)), targets.to(self.args.device)
+            inputs, targets = inputs.to(self.args.device, **self.memory), targets.to(self.args.device)
+            outputs = (model(inputs) + model(inputs.flip(-1))) / 2 if flip else model(inputs)
             losses.update(F.cross_entropy(outputs, targets).item(), len(targets))
             correct.update(accuracy(outputs, targets)[0].item() / 100, len(targets))
         return {"test_loss": losses.avg, "test_accuracy": correct.avg}
@@ -166,6 +168,9 @@ class ImageRun(EpochRun):
     def run(self) -> list[Row]:
         """Train to the last epoch, and write the model; returns the rows of the log."""
         super().run()
+        if self.args.flip_test:
+            row = {"step": self.step, **self.evaluate(flip=True)}
+            print(f"{self.title}, mean of each image and its mirror image: {describe(row)}", flush=True)
         save_model(self.evaluated(), str(self.weights))
         self.draw()
         return self.log.rows
@@ -180,6 +185,8 @@ def check_options(args: argparse.Namespace) -> None:
     for name in ("epochs", "batch_size", "threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.shift is not None and args.shift < 0:
+        raise ValueError(f"--shift must be at least 0, got {args.shift}")
     if args.clip is not None and not args.clip > 0:
         raise ValueError(f"--clip must be positive, got {args.clip}")
     if args.mixup and args.batch_size % 2:
@@ -190,16 +197,28 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--scale must be above 0 and at most 1, got {args.scale}")
 
 
-def make_loaders(args: argparse.Namespace, standardise: bool = True) -> tuple[Any, Any, int]:
-    """The loaders of training and test images, standardised or in [0, 1], and the number of classes."""
-    check_options(args)
+def loader_options(args: argparse.Namespace, standardise: bool) -> dict[str, Any]:
+    """What all loaders of a run share: the size of the images, and what is taken off their pixels and divides them."""
     source = SETS[args.images]
     size = source.size if args.img_size is None else (source.size[0], args.img_size, args.img_size)
     mean, std = (source.mean, source.std) if standardise else ((0.0,) * size[0], (1.0,) * size[0])
-    common = {"batch_size": args.batch_size, "size": size, "mean": mean, "std": std, "workers": args.workers}
+    return {"size": size, "mean": mean, "std": std, "workers": args.workers}
+
+
+def make_loaders(args: argparse.Namespace, standardise: bool = True) -> tuple[Any, Any, int]:
+    """The loaders of training and test images, standardised or in [0, 1], and the number of classes."""
+    check_options(args)
+    common = {"batch_size": args.batch_size, **loader_options(args, standardise)}
     train, test = (make_dataset(args.images, args.root, flag) for flag in (True, False))
     if len(train) < args.batch_size:
         raise ValueError(f"expected at least --batch-size {args.batch_size} training images, got {len(train)}")
     classes = number_of_classes(args, train, test)
-    train_loader = make_loader(args.images, train, train=True, scale=args.scale, **common)
+    train_loader = make_loader(args.images, train, train=True, scale=args.scale, shift=args.shift, **common)
     return train_loader, make_loader(args.images, test, train=False, **common), classes
+
+
+def first_images(args: argparse.Namespace, count: int) -> Tensor:
+    """The first training images, standardised, and neither moved nor cropped nor mirrored."""
+    train = make_dataset(args.images, args.root, True)
+    options = {"batch_size": count, **loader_options(args, standardise=True)}
+    return next(iter(make_loader(args.images, train, train=False, **options)))[0]

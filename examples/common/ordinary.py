@@ -1,10 +1,12 @@
-"""`nn.Conv2d` in the place of `OrthogonalConv2d`, for networks of the same layout without the constraint."""
+"""Torch's own layers in the place of ours, for networks of the same layout without the constraint."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
 
 
 def ordinary_conv(
@@ -22,3 +24,29 @@ def ordinary_conv(
 def he_conv(*args: Any, **options: Any) -> nn.Conv2d:
     """The same, started as He et al. do for ReLU."""
     return ordinary_conv(*args, he=True, **options)
+
+
+def ordinary_linear(*args: Any, update: object, init: object, orthogonal: bool = False, **options: Any) -> nn.Linear:
+    """`nn.Linear` in the place of `UnitaryLinear`, started as timm's vision transformers are, or as ours."""
+    linear = nn.Linear(*args, **options)
+    _start(linear.weight, orthogonal)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def ordinary_attention(
+    *args: Any, update: object, init: object, score: str, orthogonal: bool = False, **options: Any
+) -> nn.MultiheadAttention:
+    """`nn.MultiheadAttention` in the place of `UnitaryMultiheadAttention`, started likewise."""
+    attention = nn.MultiheadAttention(*args, **options)
+    with torch.no_grad():
+        for weight in (*attention.in_proj_weight.chunk(3), attention.out_proj.weight):
+            _start(weight, orthogonal)
+    return attention
+
+
+def _start(weight: Tensor, orthogonal: bool) -> None:
+    if orthogonal:
+        nn.init.orthogonal_(weight)
+    else:
+        trunc_normal_(weight, std=0.02)

@@ -11,6 +11,7 @@ import depth
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from common.image_data import SETS, make_dataset, make_loader
 from common.image_training import ImageRun
 from common.log import Row, read_rows
@@ -28,6 +29,8 @@ EPS = torch.finfo(torch.float32).eps
 LAYOUT = {"stem_width": 4, "widths": (4, 8), "depths": (1, 0)}
 SMALL = ["--model-kwargs", *(f"{name}={value}".replace(" ", "") for name, value in LAYOUT.items())]
 TINY = [*SMALL, "--images", "digits", "--batch-size", "256", "--epochs", "2", "--threads", "1", "--device", "cpu"]
+WHITENED = ("--model", "stiefelnet_projunn", "--model-kwargs", "widths=(4,8)", "depths=(1,0)")
+WHITENED += ("--whiten", "100", "--shift", "1", "--channels-last", "--flip-test")
 STEPS = 5  # an epoch of 1,437 images has so many batches of 256
 TIMES = ("seconds", "steps_per_second")
 
@@ -38,10 +41,10 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageRun, "draw", lambda run: None)
 
 
-def loader_of(train: bool, batch_size: int, scale: float = 1.0) -> Iterator:
+def loader_of(train: bool, batch_size: int, **options: float | None) -> Iterator:
     source = SETS["digits"]
     dataset = make_dataset("digits", Path(), train)
-    options = {"size": source.size, "mean": source.mean, "std": source.std, "scale": scale}
+    options |= {"size": source.size, "mean": source.mean, "std": source.std}
     return make_loader("digits", dataset, train=train, batch_size=batch_size, **options)
 
 
@@ -72,6 +75,19 @@ def test_loader_leaves_pixels_alone_unless_told_to_crop():
         batch, _ = next(iter(loader_of(train=True, batch_size=32, scale=scale)))
         pixels = ((batch * source.std[0] + source.mean[0]) * 255).round().int().flatten(1).tolist()
         assert all(tuple(image) in known for image in pixels) == alike
+
+
+def test_training_images_are_moved_by_as_many_pixels_as_said():
+    source, samples = SETS["digits"], make_dataset("digits", Path(), train=True).samples
+    known: dict[tuple[int, ...], tuple[int, int]] = {}
+    for image, _ in samples:
+        padded = F.pad((to_tensor(image) * 255).round().int().float(), (1, 1, 1, 1), mode="reflect").int()
+        for i in range(3):
+            for j in range(3):
+                known.setdefault(tuple(padded[:, i : i + 8, j : j + 8].flatten().tolist()), (i, j))
+    batch, _ = next(iter(loader_of(train=True, batch_size=128, shift=1)))
+    pixels = ((batch * source.std[0] + source.mean[0]) * 255).round().int().flatten(1).tolist()
+    assert {known[tuple(image)] for image in pixels} == {(i, j) for i in range(3) for j in range(3)}
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -108,7 +124,7 @@ FOLDER = ["--images", "folder", "--img-size", "32", "--batch-size", "4", "--epoc
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves images open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_folder_of_images_trains(tmp_path: Path, no_curves: None):
-    options = ["--root", str(folder(tmp_path / "images")), "--model", "orthoresnet18_projunn", *SMALL]
+    options = ["--root", str(folder(tmp_path / "images")), *SMALL]
     run = setup([*FOLDER, *options, "--threads", "1", "--out", str(tmp_path / "run")])
     assert run.model.num_classes == 2
     assert run.run()[-1]["step"] == 2
@@ -170,8 +186,9 @@ def timeless(rows: list[Row]) -> list[Row]:
         (),
         ("--mixup", "0.3", "--ema", "0.9", "--scale", "0.5"),
         ("--opt", "adamw", "--weight-decay", "0.1", "--clip", "1"),
+        WHITENED,
     ],
-    ids=["projunn", "mixup and average", "adamw"],
+    ids=["projunn", "mixup and average", "adamw", "whitened"],
 )
 def test_resuming_continues_bit_for_bit(tmp_path: Path, no_curves: None, options: tuple[str, ...]):
     whole = setup([*TINY, *options, "--out", str(tmp_path / "whole")])
@@ -234,6 +251,29 @@ def test_the_average_is_what_is_tested_and_kept_and_is_orthogonal(tmp_path: Path
     assert run.evaluate()["test_accuracy"] == last["test_accuracy"]
 
 
+def test_mirror_images_are_tested_in_the_end(tmp_path: Path, no_curves: None, capsys: pytest.CaptureFixture):
+    run = setup([*TINY, *WHITENED, "--epochs", "1", "--out", str(tmp_path / "run")])
+    run.run()
+    model = run.model.eval()
+    logits = [(model(x), model(x.flip(-1)), y) for x, y in run.test_loader]
+    plain, mirrored, targets = map(torch.cat, zip(*logits, strict=True))
+    expected = ((plain + mirrored).argmax(1) == targets).float().mean().item()
+    assert run.evaluate(flip=True)["test_accuracy"] == pytest.approx(expected, rel=1e-6)
+    assert f"mirror image: step {STEPS}:" in capsys.readouterr().out
+
+
+def test_the_stem_is_fitted_to_training_images_as_they_are(tmp_path: Path):
+    run = setup([*TINY, *WHITENED, "--out", str(tmp_path / "run")])
+    source, samples = SETS["digits"], make_dataset("digits", Path(), train=True).samples
+    images = torch.stack([(to_tensor(image) - source.mean[0]) / source.std[0] for image, _ in samples[:100]])
+    scale = run.model.stem.scale.clone()
+    run.model.init_whitening(images)
+    torch.testing.assert_close(run.model.stem.scale, scale, rtol=100 * EPS, atol=0)
+    assert not run.model.stem.conv.weight.requires_grad
+    with pytest.raises(ValueError, match="--whiten needs a model with a whitening stem, got orthoresnet_projunn"):
+        setup([*TINY, "--whiten", "100", "--out", str(tmp_path / "other")])
+
+
 def test_gradients_are_clipped(tmp_path: Path, no_curves: None):
     run, norms = setup([*TINY, "--epochs", "1", "--clip", "1e-3", "--out", str(tmp_path / "run")]), []
     run.optimizer.register_step_pre_hook(
@@ -263,6 +303,7 @@ def test_a_run_is_neither_replaced_nor_mixed_by_accident(tmp_path: Path, no_curv
         (("--clip", "0"), "--clip"),
         (("--scale", "0"), "--scale"),
         (("--scale", "2"), "--scale"),
+        (("--shift", "-1"), "--shift"),
         (("--mixup", "0.2", "--batch-size", "7"), "--batch-size"),
         (("--batch-size", "2000"), "--batch-size"),
     ],

@@ -8,6 +8,7 @@ import torch
 from common.images import load_images
 from common.log import read_rows
 from common.tasks import generator_for
+from safetensors.torch import load_file
 
 TINY = ["--images", "digits", "--width", "6", "--batch-size", "400", "--epochs", "2", "--threads", "1"]
 TIMES = ("seconds", "steps_per_second")
@@ -65,3 +66,5 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, no_curves, m
     rows = [[{k: v for k, v in row.items() if k not in TIMES} for row in log] for log in logs]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 2
+    models = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped")]
+    assert all(torch.equal(value, models[1][key]) for key, value in models[0].items())

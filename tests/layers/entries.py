@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from unitary_layers import (
     OrthogonalConv1d,
@@ -19,6 +20,7 @@ from unitary_layers import (
     StiefelConv2d,
     StiefelConvTranspose2d,
     UnitaryDevelopment,
+    UnitaryGraphConv,
     UnitaryLinear,
     UnitaryMultiheadAttention,
     UnitaryRNN,
@@ -110,6 +112,19 @@ class OfComplexPath(UnitaryDevelopment):
         return super().forward(torch.view_as_real(x.resolve_conj()).flatten(-2) if is_complex else x)
 
 
+class OnRing(UnitaryGraphConv):
+    """A convolution on a ring of nodes, as the layers take it: one input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return self.recorded(x)
+        if not isinstance(x, Tensor) or x.ndim < 2:
+            return super().forward(x, torch.empty(2, 0, dtype=torch.int64))
+        nodes = torch.arange(x.size(-2), device=x.device)
+        ring = torch.stack([nodes, nodes.roll(1)])
+        return super().forward(x, torch.cat([ring, ring.flip(0)], 1))
+
+
 class Sentence(nn.Module):
     """A sentence of all words, one after another; the input is the state before it."""
 
@@ -153,8 +168,12 @@ ENTRIES = (
         (BATCH, STEPS, 1),
         is_complex=True,
     ),
+    Entry("graph", lambda **o: OnRing(5, N, learn_time=True, **o), (BATCH, 5)),
+    Entry("graph-complex", lambda **o: OnRing(N, N, per_channel=True, **o), (BATCH, N), is_complex=True),
+    Entry("graph-factored", lambda **o: OnRing(N, N, per_channel=True, gradient="factored", **o), (BATCH, N)),
     Entry("cell-conv", lambda **o: OrthogonalConvRNNCell(2, 4, 2, **o), (BATCH, 2, 3, 4)),
     Entry("attention", SelfAttention, (STEPS, BATCH, N)),
+    Entry("attention-born", lambda **o: SelfAttention(score="born", **o), (STEPS, BATCH, N)),
     Entry("stiefel", lambda **o: StiefelConv2d(5, N, 3, padding=1, **o), (BATCH, 5, 4, 3)),
     Entry(
         "stiefel-grouped",

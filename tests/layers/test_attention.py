@@ -1,5 +1,6 @@
 """UnitaryMultiheadAttention beside nn.MultiheadAttention, alone and in torch's encoder with its fast path."""
 
+import inspect
 import warnings
 
 import pytest
@@ -117,3 +118,13 @@ def test_wrong_options_are_refused():
     x, wrong = torch.randn(3, 1, 8), torch.randn(3, 1, 7)
     with pytest.raises(ValueError, match="expected key of 2 or 3 dimensions, the last of size 8"):
         UnitaryMultiheadAttention(8, 2)(x, wrong, x)
+
+
+@pytest.mark.parametrize("method", ["__init__", "forward"])
+def test_arguments_have_the_names_order_and_defaults_of_torchs(method):
+    found, expected = (
+        [(p.name, p.kind, p.default) for p in inspect.signature(getattr(cls, method)).parameters.values()]
+        for cls in (UnitaryMultiheadAttention, nn.MultiheadAttention)
+    )
+    assert found[: len(expected)] == expected
+    assert all(kind is inspect.Parameter.KEYWORD_ONLY for _, kind, _ in found[len(expected) :])

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 import unitary_layers
 from unitary_layers import OrthogonalConv2d
 
+# Residual blocks with 3 x 3 taps behind a stem of stride 4, for images of any size: an OrthoResNet that has no name.
+LOCAL = {"support": "local", "depths": (1,) * 4, "widths": (64, 128, 256, 512), "stem_stride": 4}
 NAMES = tuple(n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith(unitary_layers.__name__))
 SMALL = 64  # side of the images where a model takes any size
-# A quarter of its width: 2048 x 2048 matrices take seconds to make, minutes to repair. Model cards see the full one.
-NARROW = {"orthoresnet50_projunn": {"widths": (64, 128, 256, 512), "stem_width": 64}}
 every_model = pytest.mark.parametrize("name", NAMES)
 
 
 def make(name: str, **options: Any) -> nn.Module:
     """A registered model; convolutions start as the identity, since drawing large Haar matrices takes seconds."""
     start = {} if "pixel" in name else {"init": "identity"}
-    return timm.create_model(name, **{"num_classes": 5, **start, **NARROW.get(name, {}), **options})
+    return timm.create_model(name, **{"num_classes": 5, **start, **options})
 
 
 def make_small(name: str, **options: Any) -> nn.Module:

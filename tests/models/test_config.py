@@ -18,6 +18,11 @@ from unitary_layers import (
     GroupSort,
     OrthogonalConv2d,
     OrthoResNet,
+    OrthoViT,
+    StiefelConv2d,
+    StiefelNet,
+    UnitaryLinear,
+    UnitaryMultiheadAttention,
     UnitaryPixelRNN,
     UnitaryPixelSSM,
     UpdateRule,
@@ -53,6 +58,15 @@ OPTIONS: dict[type[nn.Module], dict[str, tuple[Any, ...]]] = {
         "gradient": ({"gradient": "factored", **FULL},),
         "img_size": (FULL | {"img_size": (8, 4)}, FULL | {"img_size": [4, 8]}),
     },
+    StiefelNet: COMMON
+    | {
+        "depths": ({"depths": [0, 2], "widths": [8, 16]},),
+        "widths": ((4, 12),),
+        "stem_taps": (3,),
+        "norm_layer": ("groupnorm1", timm.layers.LayerNorm2d),
+        "act_layer": ("silu", GroupSort),
+        "conv_layer": (StiefelConv2d, "Conv2d", nn.Conv2d),
+    },
     UnitaryPixelRNN: COMMON
     | {
         "widths": ((8, 12), [8]),
@@ -70,11 +84,25 @@ OPTIONS: dict[type[nn.Module], dict[str, tuple[Any, ...]]] = {
         "decay": (False,),
         "global_pool": ("last", *COMMON["global_pool"]),
     },
+    OrthoViT: COMMON
+    | {
+        "depths": ([1, 0, 2],),
+        "embed_dim": (12,),
+        "num_heads": (1,),
+        "patch_size": (3,),
+        "mlp_ratio": (1,),
+        "attention_layer": (UnitaryMultiheadAttention, "UnitaryMultiheadAttention"),
+        "linear_layer": (UnitaryLinear, "UnitaryLinear"),
+        "score": ("born",),
+        "img_size": ((8, 4), [4, 8]),
+    },
 }
 TINY: dict[type[nn.Module], dict[str, Any]] = {
     OrthoResNet: {"depths": (1, 0), "widths": (8, 32), "stem_width": 8, "stem_stride": 1, "img_size": 8},
+    StiefelNet: {"depths": (1, 0), "widths": (8, 16)},
     UnitaryPixelRNN: {"widths": (8,)},
     UnitaryPixelSSM: {"widths": (8,), "block_sizes": (2,)},
+    OrthoViT: {"depths": (1,), "embed_dim": 8, "num_heads": 2, "img_size": 8},
 }
 KINDS = {name: type(make(name, device="meta")) for name in NAMES}
 
@@ -179,4 +207,4 @@ def test_what_has_no_name_is_not_saved_as_something_else(act, tmp_path: Path):
 )
 def test_options_that_mean_nothing(options, message):
     with pytest.raises(ValueError, match=message):
-        tiny("orthoresnet18_projunn", **options)
+        tiny("orthoresnet_projunn", **options)

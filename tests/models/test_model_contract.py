@@ -12,7 +12,7 @@ from safetensors.torch import load_model, save_model
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from unitary_layers import OrthogonalConv2d, UpdateRule, attach
+from unitary_layers import OrthogonalConv2d, OrthoResNet, StiefelConv2d, StiefelNet, UpdateRule, attach
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training import unitary_weights
 from unitary_layers.training.collected import FactoredGrad
@@ -26,8 +26,8 @@ def loss_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_the_family_is_registered():
-    promised = "orthoresnet_projunn orthoresnet18_projunn orthoresnet34_projunn orthoresnet50_projunn"
-    promised += " orthoplain100_projunn unirnn_pixel_projunn unissm_pixel_projunn"
+    promised = "orthoresnet_projunn orthoplain100_projunn unirnn_pixel_projunn unissm_pixel_projunn"
+    promised += " stiefelnet_projunn orthovit_tiny_projunn"
     assert set(promised.split()) <= set(NAMES)
     assert not set(NAMES) & set(timm.list_models(module="resnet"))
 
@@ -143,7 +143,8 @@ def test_construction_takes_device_and_dtype(name):
 
 
 def test_convolutions_are_what_the_models_are_made_of():
-    for name in NAMES:
-        kinds = {type(m) for m in make(name, device="meta").modules()}
-        assert OrthogonalConv2d in kinds or "pixel" in name
-        assert nn.Conv2d not in kinds or "pixel" in name
+    for model in (make(name, device="meta") for name in NAMES):
+        kinds = {type(m) for m in model.modules()}
+        if isinstance(model, (OrthoResNet, StiefelNet)):
+            assert kinds & {OrthogonalConv2d, StiefelConv2d}
+            assert nn.Conv2d not in kinds

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
-from registered import NAMES, every_model, images, make, make_small, size_of
+from registered import LOCAL, NAMES, every_model, images, make, make_small, size_of
 from timm.layers import set_layer_config
 from timm.models import get_notrace_functions, get_notrace_modules
 from timm.models._manipulate import group_with_matcher
@@ -31,7 +31,7 @@ def traced(model: nn.Module) -> nn.Module:
 def test_default_configuration(name):
     config, model = timm.get_pretrained_cfg(name), make(name, device="meta", num_classes=None)
     names = dict(model.named_parameters())
-    assert f"{config.first_conv}.weight" in names
+    assert config.first_conv is None or isinstance(model.get_submodule(config.first_conv), nn.Conv2d)
     assert f"{config.classifier}.weight" in names
     assert model.num_classes == config.num_classes
     assert model.default_cfg["architecture"] == name
@@ -91,7 +91,10 @@ def test_features_only(name, kind):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("orthoresnet18_projunn", {"depths": (1,) * 5, "widths": (4, 8, 8, 8, 4), "stem_width": 4, "stem_stride": 1}),
+        (
+            "orthoresnet_projunn",
+            LOCAL | {"depths": (1,) * 5, "widths": (4, 8, 8, 8, 4), "stem_width": 4, "stem_stride": 1},
+        ),
         ("orthoresnet_projunn", {"depths": (1,), "widths": (4,), "stem_width": 4, "img_size": 16}),
         ("unirnn_pixel_projunn", {"widths": (2, 3, 4, 5, 6)}),
         ("unirnn_pixel_projunn", {"widths": (2,)}),
@@ -155,7 +158,7 @@ def test_groups_of_parameters(name):
         groups = group_with_matcher(model.named_parameters(), model.group_matcher(coarse), reverse=True)
         assert set(groups) == names
         assert len(set(groups.values())) >= 3
-        assert groups[f"{model.default_cfg['first_conv']}.weight"] == 0
+        assert {groups[name] for name in names if name.startswith("stem.")} == {0}
         assert groups[f"{model.default_cfg['classifier']}.weight"] == max(groups.values())
     optimizer = timm.optim.create_optimizer_v2(make_small(name), "adamw", lr=0.1, layer_decay=0.5)
     assert len({group["lr_scale"] for group in optimizer.param_groups}) >= 3
@@ -207,7 +210,7 @@ def test_input_size_where_it_is_free(name):
 
 
 def test_set_input_size_of_a_local_model():
-    model = make_small("orthoresnet18_projunn")
+    model = make("orthoresnet_projunn", **LOCAL)
     model.set_input_size((64, 96))
     with pytest.raises(ValueError, match=r"expected sides in multiples of 32, got \(40, 64\)"):
         model.set_input_size((40, 64))

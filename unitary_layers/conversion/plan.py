@@ -75,6 +75,8 @@ def back(layer: nn.Module, parent: nn.Module | None) -> Swap:
         kernel = layer.spatial_kernel()
     if arguments.get("nonlinearity", "tanh") not in NONLINEARITIES:
         raise LeaveAlone(f"torch's has no nonlinearity {layer.nonlinearity!r}")
+    if getattr(layer, "score", "softmax") != "softmax":
+        raise LeaveAlone(f"torch's has no score {layer.score!r}")
     if not getattr(layer, "return_sequence", True):
         raise LeaveAlone("torch's returns the states of all time steps")
     if layer.is_complex and "nonlinearity" in arguments:

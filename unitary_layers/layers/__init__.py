@@ -19,6 +19,7 @@ from .conv import StiefelConvTranspose1d as StiefelConvTranspose1d
 from .conv import StiefelConvTranspose2d as StiefelConvTranspose2d
 from .conv import StiefelConvTranspose3d as StiefelConvTranspose3d
 from .development import UnitaryDevelopment as UnitaryDevelopment
+from .graph import UnitaryGraphConv as UnitaryGraphConv
 from .hadamard import HadamardLinear as HadamardLinear
 from .linear import UnitaryLinear as UnitaryLinear
 from .recurrent import HadamardRNN as HadamardRNN

@@ -13,7 +13,10 @@ from ..projunn.rule import UpdateRule
 from .base.forward import value_in_use, watch_own
 from .base.inputs import as_size
 from .base.module import UnitaryModule
+from .born import multi_head_born_forward
 from .linear import UnitaryLinear
+
+SCORES = ("softmax", "born")
 
 # Note [Projections of attention]
 # torch keeps the matrices of queries, keys and values on top of each other, as one parameter (3 E, E), and its encoder
@@ -29,6 +32,13 @@ class UnitaryMultiheadAttention(UnitaryModule):
     It takes the same arguments and inputs, and has the same parameter names and shapes. With the same weights it
     returns the same, so it can stand as ``self_attn`` in ``nn.TransformerEncoderLayer``. The output projection is a
     :class:`UnitaryLinear`. Attention as a whole is no isometry.
+
+    Without biases a logit is bounded without a norm of queries and keys: for the query x_i and the key x_j the
+    absolute values of the logits of all heads have a sum of at most ``|x_i| |x_j| / sqrt(E / num_heads)``.
+
+    With ``score="born"`` the weights are not the softmax of the logits but the squares of the inner products of query
+    and keys, divided by their sum; see Note [Born scores]. Source of orthogonal attention: E. A. Cherrat et al.,
+    "Quantum vision transformers", arXiv 2209.08167.
 
     A state dict of ``nn.MultiheadAttention`` loads, and gives the orthogonal matrices nearest to its weights.
 
@@ -47,6 +57,9 @@ class UnitaryMultiheadAttention(UnitaryModule):
         update: how the projections move.
         init: how they start: "haar", "identity", "henaff", "cayley", "timescales" or a filler.
         gradient: "dense", and no other.
+        score: what makes weights of the inner products of queries and keys: "softmax", or "born", their squares. Masks
+            are the same for both. A query that is orthogonal to all keys, or whose keys are all masked, then gets
+            weights of zero. ``add_zero_attn`` does not go with it, for a key of zeros gets no weight.
 
     Inputs:
         query, key, value: ``(L, b, E)``, ``(S, b, kdim)``, ``(S, b, vdim)``, batch first if so said, or without b.
@@ -96,16 +109,22 @@ class UnitaryMultiheadAttention(UnitaryModule):
         update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
         init: str | Callable[..., Tensor] = "haar",
         gradient: str = "dense",
+        score: str = "softmax",
     ) -> None:
         super().__init__(update, init, dtype, gradient)
         self._check(embed_dim, num_heads, dropout)
+        if score not in SCORES or (score == "born" and add_zero_attn):
+            got = f"got {score!r} and add_zero_attn={add_zero_attn}"
+            raise ValueError(f'expected score to be one of {SCORES}, "born" without add_zero_attn, {got}')
+        self.score = score
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.kdim = embed_dim if kdim is None else as_size("kdim", kdim)
         self.vdim = embed_dim if vdim is None else as_size("vdim", vdim)
         self.dropout, self.batch_first, self.add_zero_attn = float(dropout), batch_first, add_zero_attn
         self.head_dim = embed_dim // num_heads
-        self._qkv_same_embed_dim = self.kdim == embed_dim and self.vdim == embed_dim  # torch's encoder asks for it
         self._create(bias, add_bias_kv, {"device": device, "dtype": dtype}, {"update": update, "init": init})
+        # Whether torch's encoder may read the weights in evaluation, and apply softmax to them.
+        self._qkv_same_embed_dim = self.in_proj_weight is not None and score == "softmax"
         self.reset_parameters()
 
     def _check(self, embed_dim: int, num_heads: int, dropout: float) -> None:
@@ -119,7 +138,7 @@ class UnitaryMultiheadAttention(UnitaryModule):
             raise ValueError('expected gradient="dense": torch applies the three projections at once; got "factored"')
 
     def _create(self, bias: bool, add_bias_kv: bool, dd: dict[str, Any], options: dict[str, Any]) -> None:
-        e, packed = self.embed_dim, self._qkv_same_embed_dim
+        e, packed = self.embed_dim, self.kdim == self.vdim == self.embed_dim
         for name, features in (("q_proj_weight", e), ("k_proj_weight", self.kdim), ("v_proj_weight", self.vdim)):
             if packed:
                 self.register_parameter(name, None)
@@ -160,12 +179,12 @@ class UnitaryMultiheadAttention(UnitaryModule):
             return self.recorded(query, key, value, *others)
         for layer in (self, self.out_proj):  # which torch applies by its weight
             watch_own(layer)
-        self._check_inputs(query=query, key=key, value=value)
+        _check_inputs(self, query=query, key=key, value=value)
         turned = self.batch_first and query.dim() == 3
         if turned:  # once where they are one tensor: torch then projects it once
             moved = {id(x): x.transpose(0, 1) for x in (query, key, value)}
             query, key, value = moved[id(query)], moved[id(key)], moved[id(value)]
-        packed = value_in_use(self, "in_proj_weight", query) if self._qkv_same_embed_dim else None
+        packed = None if self.in_proj_weight is None else value_in_use(self, "in_proj_weight", query)
         names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
         options: dict[str, Any]
         options = {} if packed is not None else {name: value_in_use(self, name, query) for name in names}
@@ -174,19 +193,10 @@ class UnitaryMultiheadAttention(UnitaryModule):
         options |= {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
         what = (query, key, value, self.embed_dim, self.num_heads, packed, self.in_proj_bias)
         appended = (self.bias_k, self.bias_v, self.add_zero_attn, self.dropout)
-        out_proj = (self._out_weight(query), self.out_proj.bias)
-        output, weights = F.multi_head_attention_forward(*what, *appended, *out_proj, **options)
+        out_proj = (_out_weight(self.out_proj, query), self.out_proj.bias)
+        attend = F.multi_head_attention_forward if self.score == "softmax" else multi_head_born_forward
+        output, weights = attend(*what, *appended, *out_proj, **options)
         return output.transpose(0, 1) if turned else output, weights
-
-    def _out_weight(self, like: Tensor) -> Tensor:
-        layer: nn.Linear | UnitaryLinear = self.out_proj  # a user may have put torch's in its place
-        return layer.weight if isinstance(layer, nn.Linear) else value_in_use(layer, "weight", like)
-
-    def _check_inputs(self, **inputs: Tensor) -> None:
-        for (name, x), size in zip(inputs.items(), (self.embed_dim, self.kdim, self.vdim), strict=True):
-            check_dense(f"{name} of UnitaryMultiheadAttention", x)
-            if x.dim() not in (2, 3) or x.size(-1) != size:
-                raise ValueError(f"expected {name} of 2 or 3 dimensions, the last of size {size}, got {tuple(x.shape)}")
 
     def merge_masks(
         self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, query: Tensor
@@ -197,7 +207,21 @@ class UnitaryMultiheadAttention(UnitaryModule):
     def extra_repr(self) -> str:
         shown = {"dropout": 0.0, "add_zero_attn": False, "batch_first": False}
         parts = [f"{k}={getattr(self, k)!r}" for k, default in shown.items() if getattr(self, k) != default]
-        parts += [] if self._qkv_same_embed_dim else [f"kdim={self.kdim}, vdim={self.vdim}"]
+        parts += [] if self.in_proj_weight is not None else [f"kdim={self.kdim}, vdim={self.vdim}"]
         parts += [] if self.in_proj_bias is not None else ["bias=False"]
         parts += [] if self.bias_k is None else ["add_bias_kv=True"]
+        parts += [] if self.score == "softmax" else [f"score={self.score!r}"]
         return ", ".join([f"{self.embed_dim}, {self.num_heads}", *parts, *self.extra_repr_of_rule("haar")])
+
+
+# Functions and not methods, which a scripted layer has no more when it runs its forward in Python.
+def _out_weight(layer: nn.Module, like: Tensor) -> Tensor:
+    """The output projection; a user may have put torch's own in its place."""
+    return layer.weight if isinstance(layer, nn.Linear) else value_in_use(layer, "weight", like)  # type: ignore[arg-type]
+
+
+def _check_inputs(layer: UnitaryMultiheadAttention, **inputs: Tensor) -> None:
+    for (name, x), size in zip(inputs.items(), (layer.embed_dim, layer.kdim, layer.vdim), strict=True):
+        check_dense(f"{name} of UnitaryMultiheadAttention", x)
+        if x.dim() not in (2, 3) or x.size(-1) != size:
+            raise ValueError(f"expected {name} of 2 or 3 dimensions, the last of size {size}, got {tuple(x.shape)}")

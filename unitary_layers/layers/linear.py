@@ -11,6 +11,7 @@ from torch.fx import Proxy
 from ..linalg.check import check_dense
 from ..projunn.rule import UpdateRule
 from ..training.factored.graphs import collect
+from ..training.weight import as_complex
 from .base.forward import factored_weight, integer_of, value_in_use, watch_own
 from .base.inputs import as_size
 from .base.module import UnitaryModule
@@ -113,7 +114,7 @@ class UnitaryLinear(UnitaryModule):
         factored = factored_weight(self, "weight")
         check_dense("input of UnitaryLinear", input, sparse=factored is None)
         weight = value_in_use(self, "weight", input)
-        bias = None if self.bias is None else self.value("bias")
+        bias = None if self.bias is None else as_complex(self.bias, self.is_complex)
         if factored is None:
             return F.linear(input, weight, bias)
         return collect(F.linear(input, weight.detach(), bias), factored, input)

@@ -1,5 +1,7 @@
 """Tensors in, tensors out: unitary matrices, low-rank factors, spectra and kernels. No modules, no ``.grad``."""
 
+from .adjacency import Adjacency as Adjacency
+from .adjacency import normalized_adjacency as normalized_adjacency
 from .hadamard import hadamard_matrix as hadamard_matrix
 from .hadamard import walsh_hadamard as walsh_hadamard
 from .lowrank import LowRank as LowRank

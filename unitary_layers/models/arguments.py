@@ -9,7 +9,7 @@ from timm.layers import get_act_layer, get_norm_layer
 from torch import nn
 
 from ..init import INITS
-from ..layers import activation, conv
+from ..layers import activation, attention, conv, linear
 from ..layers.base.inputs import as_sides
 from ..projunn import UpdateRule
 
@@ -20,7 +20,14 @@ from ..projunn import UpdateRule
 # of torch.nn or of timm.layers, a start of ours by its name. Whatever else is no JSON is noted as it is, and timm then
 # refuses to save it, in words. timm adds what it was told itself, by assignment, so the form is made there too.
 
-HOMES = (activation, conv, nn, timm.layers)  # of classes that are known by their names, in this order
+HOMES = (
+    activation,
+    attention,
+    conv,
+    linear,
+    nn,
+    timm.layers,
+)  # of classes known by their names, in this order
 Layer = Callable[..., nn.Module]
 
 

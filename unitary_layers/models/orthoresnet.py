@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from ..layers import GroupSort, OrthogonalConv2d
 from ..projunn import UpdateRule
 from .arguments import layer_of, pooling_of, rule_of, sides_of
 from .blocks import BLOCKS, ConvUnit, Size, Stage, UnitSpec
+from .pretrained import images_of, with_own_stem
 from .protocol import StagedClassifier
 
 __all__ = ["OrthoResNet"]  # register_model adds the entry points
@@ -179,48 +178,25 @@ def _layers(block: str, norm_layer: Any, act_layer: Any) -> tuple[Any, Any]:
     return layer_of("norm_layer", norm_layer), layer_of("act_layer", act_layer)
 
 
-def _cfg(**options: Any) -> dict[str, Any]:
-    """What timm knows of a model before it is made."""
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.95,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.conv",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2203.05483",
-        "paper_name": "projUNN: efficient method for training deep networks with unitary matrices",
-        **options,
-    }
-
-
-_cfg_32 = partial(
-    _cfg,
-    num_classes=10,
-    input_size=(3, 32, 32),
-    crop_pct=1.0,
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.2470, 0.2435, 0.2616),
-)
+COMMON = {
+    "first_conv": None,  # timm would adapt it to other channels, and it would be orthogonal no more
+    "classifier": "head.fc",
+    "paper_ids": "arXiv:2203.05483",
+    "paper_name": "projUNN: efficient method for training deep networks with unitary matrices",
+}
 
 default_cfgs = generate_default_cfgs(
     {
-        "orthoresnet_projunn.untrained": _cfg_32(pool_size=(4, 4), fixed_input_size=True),
-        "orthoresnet18_projunn.untrained": _cfg(),
-        "orthoresnet34_projunn.untrained": _cfg(),
-        "orthoresnet50_projunn.untrained": _cfg(),
-        "orthoplain100_projunn.untrained": _cfg_32(pool_size=(8, 8)),
+        "orthoresnet_projunn.untrained": {**images_of("cifar10", reduction=8), "fixed_input_size": True, **COMMON},
+        "orthoplain100_projunn.untrained": {**images_of("cifar10", reduction=4), **COMMON},
     }
 )
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> OrthoResNet:
     features = {"out_indices": tuple(range(len(options["depths"]))), "flatten_sequential": True}
-    return build_model_with_cfg(OrthoResNet, name, pretrained, feature_cfg=features, **options)
+    options |= {"feature_cfg": features, "pretrained_filter_fn": with_own_stem}
+    return build_model_with_cfg(OrthoResNet, name, pretrained, **options)
 
 
 @register_model
@@ -228,27 +204,6 @@ def orthoresnet_projunn(pretrained: bool = False, **options: Any) -> OrthoResNet
     """The ResNet-9 of projUNN's experiments on CIFAR-10, with full support at 32 x 32."""
     layout = {"depths": (1, 0, 1), "widths": (128, 256, 512), "stem_width": 64}
     return _create("orthoresnet_projunn", pretrained, **(layout | options))
-
-
-@register_model
-def orthoresnet18_projunn(pretrained: bool = False, **options: Any) -> OrthoResNet:
-    """The blocks of ResNet-18 with 3 x 3 orthogonal convolutions."""
-    layout = {"depths": (2, 2, 2, 2), "widths": (64, 128, 256, 512), "stem_stride": 4, "support": "local"}
-    return _create("orthoresnet18_projunn", pretrained, **(layout | options))
-
-
-@register_model
-def orthoresnet34_projunn(pretrained: bool = False, **options: Any) -> OrthoResNet:
-    """The blocks of ResNet-34 with 3 x 3 orthogonal convolutions."""
-    layout = {"depths": (3, 4, 6, 3), "widths": (64, 128, 256, 512), "stem_stride": 4, "support": "local"}
-    return _create("orthoresnet34_projunn", pretrained, **(layout | options))
-
-
-@register_model
-def orthoresnet50_projunn(pretrained: bool = False, **options: Any) -> OrthoResNet:
-    """The bottleneck blocks of ResNet-50 with orthogonal convolutions."""
-    layout = {"depths": (3, 4, 6, 3), "widths": (256, 512, 1024, 2048), "stem_width": 256, "stem_stride": 4}
-    return _create("orthoresnet50_projunn", pretrained, **(layout | {"bottleneck": 4, "support": "local"} | options))
 
 
 @register_model

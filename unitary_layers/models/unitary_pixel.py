@@ -13,6 +13,7 @@ from ..layers import UnitaryRNN
 from ..layers.base.inputs import as_size
 from ..projunn import UpdateRule
 from .arguments import pooling_of, rule_of
+from .pretrained import images_of
 from .protocol import StagedClassifier
 
 __all__ = ["UnitaryPixelRNN"]  # register_model adds the entry point
@@ -145,25 +146,15 @@ class UnitaryPixelRNN(StagedClassifier):
         self.finish(widths, [patch_size] * len(widths))
 
 
-DIGITS = {
-    "num_classes": 10,
-    "input_size": (1, 28, 28),
-    "crop_pct": 1.0,
-    "interpolation": "bilinear",
-    "mean": (0.1307,),
-    "std": (0.3081,),
-    "first_conv": "stem",
-    "classifier": "head.fc",
-    "license": "apache-2.0",
-}  # of every model of the pixels of MNIST
+PIXELS = {"first_conv": "stem", "classifier": "head.fc"}  # of every model that reads pixel by pixel
 
 default_cfgs = generate_default_cfgs(
     {
         "unirnn_pixel_projunn.untrained": {
-            **DIGITS,
-            "pool_size": (28, 28),
+            **images_of("mnist", reduction=1),
             "paper_ids": "arXiv:2203.05483",
             "paper_name": "projUNN: efficient method for training deep networks with unitary matrices",
+            **PIXELS,
         }
     }
 )

@@ -15,8 +15,9 @@ from ..layers.base.inputs import as_size
 from ..layers.base.symbolic import has_hooks
 from ..projunn import UpdateRule
 from .arguments import pooling_of, rule_of
+from .pretrained import trained
 from .protocol import StagedClassifier
-from .unitary_pixel import DIGITS, LastState, StateHead
+from .unitary_pixel import PIXELS, LastState, StateHead
 
 __all__ = ["UnitaryPixelSSM"]  # register_model adds the entry point
 
@@ -203,14 +204,14 @@ class UnitaryPixelSSM(StagedClassifier):
 
 
 default_cfgs = generate_default_cfgs(
-    {
-        "unissm_pixel_projunn.untrained": {
-            **DIGITS,
-            "pool_size": (14, 14),
-            "paper_ids": "arXiv:2303.06349",
-            "paper_name": "Resurrecting recurrent neural networks for long sequences",
-        }
-    }
+    trained(
+        "unissm_pixel_projunn",
+        ["mnist"],
+        reduction=2,
+        paper_ids="arXiv:2303.06349",
+        paper_name="Resurrecting recurrent neural networks for long sequences",
+        **PIXELS,
+    )
 )
 
 

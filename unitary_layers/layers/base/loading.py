@@ -66,13 +66,16 @@ def prepare_state(
         errors: takes a message for each weight or buffer that cannot be one; the present value then stays.
         assign: whether the module takes the tensors themselves, and so their dtype.
     """
+    in_half: dict[str, torch.dtype] = {}
     for name, is_pairs in kept.items():
         value = state_dict.get(key := prefix + name)
         if not isinstance(value, Tensor):
             continue
         if is_pairs and value.is_complex() and value.layout == torch.strided:
             value = torch.view_as_real(value.detach().resolve_conj())
-        state_dict[key] = value.float() if value.dtype in HALF else value  # assign=True takes a tensor as it is
+        if value.dtype in HALF:  # assign=True takes a tensor as it is
+            in_half[key], value = value.dtype, value.float()
+        state_dict[key] = value
     for weight in weights:
         key = prefix + weight.name
         _cut_squares(state_dict, key, weight)
@@ -85,7 +88,7 @@ def prepare_state(
                 errors.append(f"expected {flaw}; it was not loaded")
                 state_dict[name] = present
             elif name == key:
-                state_dict[key] = _on_manifold(key, value, weight, assign)
+                state_dict[key] = _on_manifold(key, value, weight, assign, in_half.get(key))
             elif assign:  # a state in the precision of its weight, a count in integers
                 exact = present.dtype == torch.int64
                 state_dict[name] = value.to(torch.int64 if exact else getattr(state_dict.get(key), "dtype", None))
@@ -167,8 +170,14 @@ def _flaw(name: str, loaded: Tensor, *, signed: bool) -> str | None:
     return None
 
 
-def _on_manifold(key: str, loaded: Tensor, weight: UnitaryWeight, assign: bool) -> Tensor:
-    """What to load for a unitary weight: itself, or the nearest unitary one."""
+def _on_manifold(
+    key: str, loaded: Tensor, weight: UnitaryWeight, assign: bool, half: torch.dtype | None = None
+) -> Tensor:
+    """What to load for a unitary weight: itself, or the nearest unitary one; ``half`` is the dtype of one that came so.
+
+    Warns:
+        UserWarning: for a weight that is not unitary in the precision that it comes in.
+    """
     stored = loaded.detach().to(torch.promote_types(loaded.dtype, torch.float32)).contiguous()
     matrix = weight.as_matrix(stored)
     dtype = stored.dtype if assign else weight.parameter.dtype
@@ -176,7 +185,7 @@ def _on_manifold(key: str, loaded: Tensor, weight: UnitaryWeight, assign: bool) 
     if error <= tolerance:
         return loaded if loaded.is_contiguous() and loaded.dtype == stored.dtype else stored
     nearest = nearest_unitary(wide := weight.as_matrix(stored.to(dtype)))
-    if error > rounding_tolerance(weight, stored.dtype):  # else it is unitary in the precision that it comes in
+    if error > rounding_tolerance(weight, half or stored.dtype):
         moved = float(torch.linalg.vector_norm(nearest - wide) / torch.linalg.vector_norm(wide))
         warnings.warn(
             f"the loaded weight {key!r} is not unitary: expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}; "

@@ -44,16 +44,18 @@ from .once import once_differentiable
 Parts = Sequence[tuple[slice, Tensor]]  # rows of delta, and the inputs (rows, n) that belong to them
 
 
-def collect(y: Tensor, weight: UnitaryWeight, input: Tensor | Callable[[], Parts]) -> Tensor:
+def collect(y: Tensor, weight: UnitaryWeight, input: Tensor | Callable[[], Parts], *, adjoint: bool = False) -> Tensor:
     """Returns ``y``, linear in a weight that it was computed from as a constant; backward samples its gradient.
 
     Args:
         y: ``input @ W^T`` ``(..., rows, m)``, and whatever was added to it; modified in place, for autograd alone.
         weight: the factored weight, ``(..., m, n)``.
         input: ``(..., rows, n)``; or a function that returns it in backward, in parts.
+        adjoint: whether y is the product with the adjoint weight, ``input @ conj(W)`` ``(..., rows, n)`` of an input
+            ``(..., rows, m)``.
     """
     kept = input if callable(input) else input.detach()
-    return _Join.apply(y, _Tap.apply(weight.parameter, weight, kept, y.detach()))
+    return _Join.apply(y, _Tap.apply(weight.parameter, weight, kept, y.detach(), adjoint))
 
 
 class _Tap(torch.autograd.Function):
@@ -61,27 +63,32 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, parameter: Tensor, weight: UnitaryWeight, input: Tensor | Callable[[], Parts], like: Tensor
+        ctx: Any,
+        parameter: Tensor,
+        weight: UnitaryWeight,
+        input: Tensor | Callable[[], Parts],
+        like: Tensor,
+        adjoint: bool,
     ) -> Tensor:
-        ctx.weight, ctx.parts = weight, input if callable(input) else None
+        ctx.weight, ctx.parts, ctx.adjoint = weight, input if callable(input) else None, adjoint
         if ctx.parts is None:
             ctx.save_for_backward(input)
         return like.new_zeros(()).expand(like.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, saved: tuple[Tensor, ...], delta: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, saved: tuple[Tensor, ...], delta: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         gradient: GradientOperator
         if ctx.parts is None:
-            gradient = operator_of(ctx.weight, delta, *saved)
+            gradient = operator_of(ctx.weight, *((*saved, delta) if ctx.adjoint else (delta, *saved)))
         else:
             gradient = SummedGradient(tuple(operator_of(ctx.weight, delta[rows], x) for rows, x in ctx.parts()))
         if gradient.device.type == "meta":  # which has no numbers to sample
-            return None, None, None, None
+            return None, None, None, None, None
         if ctx.weight.parameter._backward_hooks or _is_captured(ctx):  # see Note [Who wants the matrix]
-            return as_stored(gradient, ctx.weight), None, None, None
+            return as_stored(gradient, ctx.weight), None, None, None, None
         add_gradient(ctx.weight, gradient)
-        return None, None, None, None
+        return None, None, None, None, None
 
 
 def _is_captured(ctx: Any) -> bool:

@@ -83,38 +83,39 @@ def _is_wanted(parameter: Tensor) -> bool:
         return False
 
 
-def collect(y: Tensor, weight: Sampled, input: Tensor) -> Tensor:
+def collect(y: Tensor, weight: Sampled, input: Tensor, *, adjoint: bool = False) -> Tensor:
     """:func:`unitary_layers.training.factored.collect.collect`, also in a compiled graph."""
     if isinstance(weight, UnitaryWeight):
-        return collect_eagerly(y, weight, input)
-    return _tap(y, weight, input.detach())
+        return collect_eagerly(y, weight, input, adjoint=adjoint)
+    return _tap(y, weight, input.detach(), adjoint)
 
 
 @torch.library.custom_op("unitary_layers::collect", mutates_args=())
-def _tap(y: Tensor, parameter: Tensor, input: Tensor) -> Tensor:
-    """A copy of y, the product of the input and a weight, whose backward collects the gradient of the weight."""
+def _tap(y: Tensor, parameter: Tensor, input: Tensor, adjoint: bool) -> Tensor:
+    """A copy of y, the product of the input and a weight or its adjoint; backward collects the weight's gradient."""
     return y.clone()
 
 
 @torch.library.custom_op("unitary_layers::collect_backward", mutates_args=(), **IN_PYTHON)
-def _collect(delta: Tensor, parameter: Tensor, input: Tensor) -> Tensor:
+def _collect(delta: Tensor, parameter: Tensor, input: Tensor, adjoint: bool) -> Tensor:
     weight = weight_at(parameter)
-    add_if_wanted(weight, lambda: operator_of(weight, delta, input))
+    add_if_wanted(weight, lambda: operator_of(weight, *((input, delta) if adjoint else (delta, input))))
     return delta.clone()
 
 
 @_tap.register_fake
 @_collect.register_fake
-def _(y: Tensor, *_: Tensor) -> Tensor:
+def _(y: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(y)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, parameter, input, ctx.adjoint = inputs
+    ctx.save_for_backward(parameter, input)
 
 
-def _backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None, None]:
-    return _collect(delta, *ctx.saved_tensors), None, None
+def _backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None, None, None]:
+    return _collect(delta, *ctx.saved_tensors, ctx.adjoint), None, None, None
 
 
 _tap.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,3 @@
+"""Convolutions on graphs whose operators are unitary."""
+
+from .convolution import UnitaryGraphConv as UnitaryGraphConv
