@@ -189,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
     add("--widths", type=int, nargs="+", default=(128, 256), help="shift: channels of each stage")
     add("--depths", type=int, nargs="+", default=(3, 4), help="shift: blocks of each stage")
     add("--pool", choices=("flat", "norm"), default="flat", help="shift: what the head sees")
-    add("--init", choices=("identity", "haar"), default="identity", help="shift: start of the matrices")
+    add("--init", choices=("identity", "haar"), default="haar", help="shift: start of the matrices")
     add("--offset", type=number, default=0.0, help="of the loss of the certified network, a distance")
     add("--temperature", type=number, default=0.1, help="of that loss, a distance")
     add("--annealing", type=number, default=0.0, help="of that loss: its power")

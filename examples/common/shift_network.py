@@ -44,7 +44,7 @@ class ShiftNetwork(nn.Module):
         widths: Sequence[int] = (128, 256),
         depths: Sequence[int] = (3, 4),
         pool: str = "flat",
-        init: str = "identity",
+        init: str = "haar",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes

@@ -76,7 +76,8 @@ def pool_lipschitz(pool: str, height: int, width: int) -> float:
     Args:
         pool: "max" or "norm", the root of the sum of squares (both 1), or "avg" (the norm of the mean of
             height x width numbers, 1 / sqrt(height x width)).
-        height, width: of the features, in positions.
+        height: of the features, in positions.
+        width: of the features, in positions.
 
     Raises:
         ValueError: for another pooling.
