@@ -133,7 +133,7 @@ class Run(EpochRun):
         last = self.log.rows[-1]
         numbers = {name: last[name] for name in ("loss", "test_loss", "test_accuracy", "unitarity_error", "seconds")}
         values = {"network": self.args.network, "rate": self.args.lr, "seed": self.args.seed, "steps": self.step}
-        return {k: "" if v is None else f"{v:.4g}" for k, v in numbers.items()} | {k: str(v) for k, v in values.items()}
+        return {k: str(v) for k, v in values.items()} | {k: "" if v is None else f"{v:.4g}" for k, v in numbers.items()}
 
 
 def runs_of(args: argparse.Namespace) -> list[argparse.Namespace]:
