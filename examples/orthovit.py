@@ -161,7 +161,7 @@ def draw(path: Path) -> None:
                 if row["network"] == network:
                     found.setdefault(float(row["rate"]), []).append(float(row[column]))
             curves.append(Curve(network, [(rate, statistics.fmean(values)) for rate, values in found.items()]))
-        draw_curves(axes, curves, log=column == "loss")
+        draw_curves(axes, curves)
         for color, curve in enumerate(curves):
             single = [(float(row["rate"]), float(row[column])) for row in rows if row["network"] == curve.label]
             axes.plot(*zip(*single, strict=True), ".", color=f"C{color}", alpha=0.5)
