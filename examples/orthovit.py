@@ -133,7 +133,7 @@ class Run(EpochRun):
         last = self.log.rows[-1]
         numbers = {name: last[name] for name in ("loss", "test_loss", "test_accuracy", "unitarity_error", "seconds")}
         values = {"network": self.args.network, "rate": self.args.lr, "seed": self.args.seed, "steps": self.step}
-        return {k: "" if v is None else f"{v:.4g}" for k, v in numbers.items()} | {k: str(v) for k, v in values.items()}
+        return {k: str(v) for k, v in values.items()} | {k: "" if v is None else f"{v:.4g}" for k, v in numbers.items()}
 
 
 def runs_of(args: argparse.Namespace) -> list[argparse.Namespace]:
@@ -161,7 +161,7 @@ def draw(path: Path) -> None:
                 if row["network"] == network:
                     found.setdefault(float(row["rate"]), []).append(float(row[column]))
             curves.append(Curve(network, [(rate, statistics.fmean(values)) for rate, values in found.items()]))
-        draw_curves(axes, curves, log=column == "loss")
+        draw_curves(axes, curves)
         for color, curve in enumerate(curves):
             single = [(float(row["rate"]), float(row[column])) for row in rows if row["network"] == curve.label]
             axes.plot(*zip(*single, strict=True), ".", color=f"C{color}", alpha=0.5)
