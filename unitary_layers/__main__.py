@@ -1,4 +1,4 @@
-"""``python -m unitary_layers``: versions, devices, models and their trained weights, and a self-test of a few seconds."""
+"""``python -m unitary_layers``: versions, devices, models, trained weights, and a self-test of a few seconds."""
 
 import sys
 import time
