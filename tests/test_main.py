@@ -17,6 +17,8 @@ def test_it_says_what_is_there_and_passes():
     assert lines[0] == f"unitary_layers {__version__}"
     assert f"torch {version('torch')}" in run.stdout
     assert "unirnn_pixel_projunn" in run.stdout
+    assert "trained weights: " in run.stdout
+    assert "unissm_pixel_projunn.mnist" in run.stdout
     assert sum("|W^H W - I|" in line for line in lines) >= len(__main__.LAYERS)
     assert "passed in" in lines[-1]
 

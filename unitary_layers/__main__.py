@@ -1,4 +1,4 @@
-"""``python -m unitary_layers``: versions, devices, the registered models, and a self-test of a few seconds."""
+"""``python -m unitary_layers``: versions, devices, models, trained weights, and a self-test of a few seconds."""
 
 import sys
 import time
@@ -40,6 +40,7 @@ def versions() -> Iterator[str]:
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield "devices: " + ", ".join([f"cpu ({torch.get_num_threads()} threads)", *cards])
     yield "models: " + ", ".join(timm.list_models("*projunn*"))
+    yield "trained weights: " + ", ".join(timm.list_models("*projunn*", pretrained=True))
 
 
 def trained(layer: nn.Module, shape: tuple[int, ...], device: str) -> tuple[float, float, float]:

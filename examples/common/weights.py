@@ -82,7 +82,7 @@ def sample_of(images: str) -> list[tuple[Image.Image, int]] | None:
 
 
 @torch.no_grad()
-def count_right(model: nn.Module, images: Images, batch: int = 100) -> tuple[int, int]:
+def count_right(model: nn.Module, images: Images, batch: int = 250) -> tuple[int, int]:
     """How many images a model names right, and how many there are, as timm prepares them for it."""
     transform = create_transform(**resolve_data_config({}, model=model))
     right = total = 0

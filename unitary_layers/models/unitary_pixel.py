@@ -13,7 +13,7 @@ from ..layers import UnitaryRNN
 from ..layers.base.inputs import as_size
 from ..projunn import UpdateRule
 from .arguments import pooling_of, rule_of
-from .pretrained import images_of
+from .pretrained import trained
 from .protocol import StagedClassifier
 
 __all__ = ["UnitaryPixelRNN"]  # register_model adds the entry point
@@ -149,19 +149,19 @@ class UnitaryPixelRNN(StagedClassifier):
 PIXELS = {"first_conv": "stem", "classifier": "head.fc"}  # of every model that reads pixel by pixel
 
 default_cfgs = generate_default_cfgs(
-    {
-        "unirnn_pixel_projunn.untrained": {
-            **images_of("mnist", reduction=1),
-            "paper_ids": "arXiv:2203.05483",
-            "paper_name": "projUNN: efficient method for training deep networks with unitary matrices",
-            **PIXELS,
-        }
-    }
+    trained(
+        "unirnn_pixel_projunn",
+        ["digits"],
+        reduction=1,
+        paper_ids="arXiv:2203.05483",
+        paper_name="projUNN: efficient method for training deep networks with unitary matrices",
+        **PIXELS,
+    )
 )
 
 
 @register_model
 def unirnn_pixel_projunn(pretrained: bool = False, **options: Any) -> UnitaryPixelRNN:
-    """Three unitary recurrent layers of width 128 over 28 x 28 pixels."""
+    """Three unitary recurrent layers of width 128 over the pixels of an image."""
     features = {"out_indices": tuple(range(len(options.get("widths", (0, 0, 0))))), "flatten_sequential": True}
     return build_model_with_cfg(UnitaryPixelRNN, "unirnn_pixel_projunn", pretrained, feature_cfg=features, **options)
