@@ -236,11 +236,11 @@ def parser() -> argparse.ArgumentParser:
     add("--log-every", type=int, default=20, help="steps between tests and checkpoints")
     add("--root", type=Path, default=Path("data"), help="folder of minesweeper.npz")
     add("--out", type=Path, default=Path("runs/graphs"), help="folder of the results")
-    add("--device", default="cpu", choices=("cpu",))
     add("--resume", action="store_true", help="go on with the runs in --out")
     add("--overwrite", action="store_true", help="replace the runs in --out")
     add("--quick", action="store_true", help=f"a small field; defaults for a short run: {QUICK}")
     add("--draw", type=Path, metavar="CSV", help="draw this table anew beside it, and train nothing")
+    options.set_defaults(device="cpu")
     return options
 
 

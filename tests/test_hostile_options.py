@@ -23,6 +23,7 @@ from unitary_layers import (
     ProjUNN,
     StiefelConv2d,
     StiefelConvTranspose2d,
+    UnitaryGraphConv,
     UnitaryLinear,
     UnitaryMultiheadAttention,
     UnitaryPixelRNN,
@@ -138,6 +139,13 @@ CASES = {
         {},
         "lr unitary_lr_scale direction momentum alpha eps weight_decay maximize base",
         lambda model: model.step(),
+    ),
+    "UnitaryGraphConv": (
+        UnitaryGraphConv,
+        {"in_channels": 4, "out_channels": 4},
+        "in_channels out_channels device dtype time learn_time per_channel tol normalize add_self_loops symmetrize "
+        "update init gradient",
+        lambda layer: layer(torch.randn(3, 4), torch.tensor([[0, 1], [1, 0]])).sum().backward(),
     ),
     "UnitaryMultiheadAttention": (
         UnitaryMultiheadAttention,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import flood_fill
+import graphs
 import irregular_series
 import pytest
 import torch
@@ -90,3 +91,23 @@ def test_cells_fill_and_go_on_where_they_stopped(tmp_path: Path, capsys: pytest.
     assert read_table(tmp_path / "flood_fill.csv") == rows
     assert (tmp_path / "flood_fill.png").read_bytes().startswith(PNG)
     assert "orthogonal, 20 x 20: 4 steps" in capsys.readouterr().out
+
+
+def test_graph_networks_go_on_where_they_stopped(tmp_path: Path) -> None:
+    options = ["--quick", "--depths", "2", "--networks", "unitary", "gcn, residual", "--out", str(tmp_path)]
+    graphs.main([*options, "--log-every", "2"])
+    rows = read_table(tmp_path / "graphs.csv")
+    assert [(row["network"], bool(row["error"])) for row in rows] == [("unitary", True), ("gcn, residual", False)]
+    assert (tmp_path / "graphs.png").read_bytes().startswith(PNG)
+    with pytest.raises(RuntimeError, match="holds a run"):
+        graphs.main(options)
+    graphs.main([*options, "--resume", "--log-every", "2"])
+    assert read_table(tmp_path / "graphs.csv") == rows
+    with pytest.raises(FileNotFoundError, match=r"minesweeper.npz is not there. It is in https"):
+        graphs.load(tmp_path, 0)
+
+
+def test_a_cell_has_eight_neighbours_and_fewer_at_the_edges() -> None:
+    counts = torch.bincount(graphs.cells_beside(4)[0]).view(4, 4)
+    assert counts[0].tolist() == [3, 5, 5, 3]
+    assert counts[1].tolist() == [5, 8, 8, 5]

@@ -133,6 +133,7 @@ def adjacency_of(
     return Adjacency(rows, columns, starts, values, 1.0 if normalize else _bound(starts, columns, values))
 
 
+@torch.compiler.disable  # a compiler knows neither sparse tensors nor views of them
 def of_sparse(matrix: Tensor, dtype: torch.dtype) -> Adjacency:
     """The parts of a sparse matrix of torch, as it is.
 
@@ -142,7 +143,8 @@ def of_sparse(matrix: Tensor, dtype: torch.dtype) -> Adjacency:
     if matrix.ndim != 2 or matrix.size(0) != matrix.size(1):
         raise ValueError(f"expected an adjacency matrix (nodes, nodes), got shape {tuple(matrix.shape)}")
     matrix = matrix.to_sparse_csr()
-    starts, columns, values = matrix.crow_indices().long(), matrix.col_indices().long(), matrix.values()
+    starts, columns, values = (x.clone() for x in (matrix.crow_indices(), matrix.col_indices(), matrix.values()))
+    starts, columns = starts.long(), columns.long()
     if not values.is_floating_point():
         raise ValueError(f"expected an adjacency matrix of a real dtype, got {values.dtype}")
     rows = torch.repeat_interleave(starts.diff(), output_size=columns.numel())
