@@ -4,7 +4,8 @@ The certified network is 1-Lipschitz up to a linear head, so its margin is a pro
 `min_j (z_y - z_j) / |w_y - w_j|` in the Euclidean norm changes the prediction, up to rounding (Tsuzuku, Sato, Sugiyama,
 NeurIPS 2018, arXiv 1802.04034; with orthogonal convolutions Li et al., NeurIPS 2019, arXiv 1911.00937). `--network
 plain` is timm's orthoplain100 with local orthogonal convolutions and GroupSort in a smaller layout; `--network shift`
-has orthogonal matrices over the channels, shifts of channels and absolute values, after LipNeXt (arXiv 2601.18513).
+has orthogonal matrices over the channels, shifts of channels and absolute values, after LipNeXt (arXiv 2601.18513), and
+moves its training images by up to an eighth of a side, if `--shift` does not say how far.
 
 What is proved is a lower bound of the true accuracy at a radius. Beside it stand two upper bounds: what an attack by
 projected gradients leaves (Madry et al., ICLR 2018, arXiv 1706.06083), and the distance of a change of the prediction
@@ -45,7 +46,6 @@ RADII = (36 / 255, 72 / 255, 108 / 255)
 KINDS = ("certified", "unconstrained")
 NETWORKS = ("plain", "shift")
 FIELDS = ("model", "radius", "clean", "certified", "attacked", "bounded")
-SHIFT = 1 / 8  # of a side, by which the images of the shift network are moved at most in training
 EVALUATION = ("attacked", "attack_steps", "kinds")  # options that a resumed run may change
 LAYOUT = {"depths": (2, 2), "widths": (16, 64), "stem_width": 16, "stem_stride": 2}
 QUICK = {"images": "digits", "epochs": 5}
@@ -211,14 +211,11 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("mixup", "smoothing"):
         if getattr(args, name):
             raise ValueError(f"--{name} does not fit the certified network and its loss of margins")
+    if args.network == "shift" and args.shift is None:
+        args.shift = SETS[args.images].size[-1] // 8
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    in_memory = args.network == "shift"
-    loaders = (
-        memory_loaders(args, int(SHIFT * SETS[args.images].size[-1]))
-        if in_memory
-        else make_loaders(args, standardise=False)
-    )
+    loaders = memory_loaders(args) if args.network == "shift" else make_loaders(args, standardise=False)
     rows, radii = [], {}
     for kind in args.kinds:
         model = train(args, kind, loaders)

@@ -65,12 +65,14 @@ def held(dataset: Dataset) -> tuple[Tensor, Tensor]:
     return torch.stack([pil_to_tensor(image) for image, _ in samples]), torch.tensor([label for _, label in samples])
 
 
-def memory_loaders(args: argparse.Namespace, shift: int) -> tuple[MemoryLoader, MemoryLoader, int]:
+def memory_loaders(args: argparse.Namespace) -> tuple[MemoryLoader, MemoryLoader, int]:
     """The loaders of training and test images, all of one size, and the number of classes."""
     check_options(args)
+    if args.scale < 1 or args.img_size is not None:
+        raise ValueError("--scale and --img-size need images that are decoded one by one, and these are held in memory")
     train, test = (make_dataset(args.images, args.root, flag) for flag in (True, False))
-    classes, flips = number_of_classes(args, train, test), SETS[args.images].flips
-    train_loader = MemoryLoader(*held(train), args.batch_size, train=True, flips=flips, shift=shift)
-    if not len(train_loader):
+    if len(train) < args.batch_size:
         raise ValueError(f"expected at least --batch-size {args.batch_size} training images, got {len(train)}")
+    classes, varied = number_of_classes(args, train, test), {"flips": SETS[args.images].flips, "shift": args.shift or 0}
+    train_loader = MemoryLoader(*held(train), args.batch_size, train=True, **varied)
     return train_loader, MemoryLoader(*held(test), args.batch_size, train=False), classes

@@ -118,6 +118,10 @@ def test_bad_options_are_named(tmp_path: Path):
         certified.main(["--attacked", "0", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="--mixup does not fit"):
         certified.main(["--mixup", "0.2", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="--scale and --img-size need images that are decoded"):
+        certified.main(["--quick", "--network", "shift", "--scale", "0.5", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="at least --batch-size 4000 training images, got 1437"):
+        certified.main(["--quick", "--network", "shift", "--batch-size", "4000", "--out", str(tmp_path)])
 
 
 def test_networks_see_pixels_that_are_not_standardised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
