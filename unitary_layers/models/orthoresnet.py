@@ -13,7 +13,7 @@ from ..layers import GroupSort, OrthogonalConv2d
 from ..projunn import UpdateRule
 from .arguments import layer_of, pooling_of, rule_of, sides_of
 from .blocks import BLOCKS, ConvUnit, Size, Stage, UnitSpec
-from .pretrained import images_of, with_own_stem
+from .pretrained import images_of, trained, with_own_stem
 from .protocol import StagedClassifier
 
 __all__ = ["OrthoResNet"]  # register_model adds the entry points
@@ -186,10 +186,8 @@ COMMON = {
 }
 
 default_cfgs = generate_default_cfgs(
-    {
-        "orthoresnet_projunn.untrained": {**images_of("cifar10", reduction=8), "fixed_input_size": True, **COMMON},
-        "orthoplain100_projunn.untrained": {**images_of("cifar10", reduction=4), **COMMON},
-    }
+    {"orthoresnet_projunn.untrained": {**images_of("cifar10", reduction=8), "fixed_input_size": True, **COMMON}}
+    | trained("orthoplain100_projunn", ["digits"], reduction=4, **COMMON)
 )
 
 
