@@ -188,7 +188,9 @@ def check_symmetric(starts: Tensor, columns: Tensor, values: Tensor) -> None:
     u, v = (((nodes + shift) * WITHOUT_PATTERN.to(nodes)).sin() for shift in (0.0, 0.5))
     through_u, through_v = (sparse_matrix(starts, columns, wide) @ torch.cat([u, v], -1)).chunk(2, -1)
     differences = (u * through_v - v * through_u).sum(0)
-    allowed = 4 * torch.finfo(values.dtype).eps * torch.linalg.vector_norm(wide)
+    # weights that were rounded one by one, and sums of so many terms
+    rounding = torch.finfo(values.dtype).eps * torch.linalg.vector_norm(wide)
+    allowed = 4 * (rounding + torch.finfo(wide.dtype).eps * wide.abs().sum())
     if bool((differences.abs() > allowed).any()):
         raise ValueError(
             "expected a symmetric graph, each edge in both directions with the same weight, got one that is not; "
