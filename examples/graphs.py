@@ -216,7 +216,8 @@ def draw(path: Path) -> None:
         curves.append(Curve(network, points))
     draw_curves(axes, curves)
     axes.set(xscale="log", xlabel="layers", ylabel="test ROC AUC, %", title="minesweeper")
-    axes.set_xticks(depths, [str(depth) for depth in depths], minor=False)
+    axes.set_xticks(depths, [str(depth) for depth in depths])
+    axes.minorticks_off()
     add_legend(axes)
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
