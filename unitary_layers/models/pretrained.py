@@ -63,7 +63,9 @@ def trained(name: str, tags: Iterable[str], reduction: int, **common: Any) -> di
     return {entry: images_of(entry.partition(".")[2], reduction) | file | common for entry, file in files.items()}
 
 
-def with_own_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def with_own_stem(
+    state_dict: dict[str, Tensor], model: nn.Module, *, beside: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
     """Trained weights for a model of images with other channels: its own stem in the place of one that does not fit.
 
     timm adapts an ``nn.Conv2d`` by repeating and averaging its kernel, and an orthogonal one would not be orthogonal
@@ -72,7 +74,9 @@ def with_own_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, 
     Args:
         state_dict: of the trained model.
         model: with a module ``stem``.
+        beside: names of modules whose shape follows that of the stem.
     """
-    own = {name: value for name, value in model.state_dict().items() if name.startswith("stem.")}
+    prefixes = tuple(f"{name}." for name in ("stem", *beside))
+    own = {name: value for name, value in model.state_dict().items() if name.startswith(prefixes)}
     fits = all(name not in state_dict or state_dict[name].shape == value.shape for name, value in own.items())
     return state_dict if fits else state_dict | own

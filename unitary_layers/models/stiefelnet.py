@@ -14,7 +14,7 @@ from ..layers.base.inputs import as_size
 from ..projunn import UpdateRule
 from .arguments import layer_of, pooling_of, rule_of
 from .blocks import Stage
-from .pretrained import images_of, with_own_stem
+from .pretrained import trained, with_own_stem
 from .protocol import StagedClassifier
 from .whitening import WhiteningStem
 
@@ -153,14 +153,14 @@ class StiefelNet(StagedClassifier):
 
 
 default_cfgs = generate_default_cfgs(
-    {
-        "stiefelnet_projunn.untrained": {
-            **images_of("cifar10", reduction=8),
-            "classifier": "head.fc",
-            "paper_ids": "arXiv:2203.05483",
-            "paper_name": "projUNN: efficient method for training deep networks with unitary matrices",
-        }
-    }
+    trained(
+        "stiefelnet_projunn",
+        ["cifar10"],
+        reduction=8,
+        classifier="head.fc",
+        paper_ids="arXiv:2203.05483",
+        paper_name="projUNN: efficient method for training deep networks with unitary matrices",
+    )
 )
 
 
@@ -168,5 +168,6 @@ default_cfgs = generate_default_cfgs(
 def stiefelnet_projunn(pretrained: bool = False, **options: Any) -> StiefelNet:
     """Three groups of two convolutions with orthonormal kernels behind a whitening stem, for 32 x 32 pixels."""
     features = {"out_indices": tuple(range(len(options.get("widths", (0, 0, 0))))), "flatten_sequential": True}
-    options |= {"feature_cfg": features, "pretrained_filter_fn": with_own_stem}
+    own_stem = partial(with_own_stem, beside=("stages.0.transition.conv",))
+    options |= {"feature_cfg": features, "pretrained_filter_fn": own_stem}
     return build_model_with_cfg(StiefelNet, "stiefelnet_projunn", pretrained, **options)
