@@ -180,6 +180,7 @@ def _two_steps(entry: Entry, variant: str, group: dist.ProcessGroup | None, part
     share_gradients(net, group)
     for seed in range(2):
         x = entry.input(torch.float64, seed)
+        x = x.unsqueeze(1) if entry.name.startswith("graph") else x  # a batch of graphs, in the place of nodes
         x = x[:, part] if entry.name.startswith(("rnn", "ssm", "words", "attention")) else x[part]
         (state_twice(net, x) - 0.3).abs().square().mean().backward()
         projunn_step(net)
