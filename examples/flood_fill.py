@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--channels", type=int, default=16, help="of the state")
     add("--side", type=int, default=10, help="pixels of a side in training")
     add("--steps", type=int, default=12, help="of the cell in training")
-    add("--updates", type=int, default=500, help="training steps")
+    add("--updates", type=int, default=3000, help="training steps")
     add("--batch-size", type=int, default=16)
     add("--drawings", type=int, default=1000, help="in training")
     add("--tested", type=int, default=100, help="drawings of a test")
