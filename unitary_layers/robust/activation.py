@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..layers.base.inputs import as_size
 from ..layers.base.symbolic import OneOperation
-from .channels import channels_of, to_pairs, together
+from .channels import OnPairs, channels_of, to_pairs, together
 
 
-class HouseholderActivation(OneOperation):
+class HouseholderActivation(OnPairs):
     r"""Reflects each pair of neighbouring channels at a line, if it lies on one side of it; the angle is learnt.
 
     ``z - 2 n relu(n . z)`` with ``n = (sin(angle / 2), -cos(angle / 2))``: continuous, orthogonal on both sides. It
@@ -36,20 +35,6 @@ class HouseholderActivation(OneOperation):
         ValueError: for an odd number of channels, and in ``forward`` for an input with another number.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        dim: int = 1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.num_features, self.dim = as_size("num_features", num_features), dim
-        if num_features % 2:
-            raise ValueError(f"expected an even number of channels, got {num_features}")
-        self.angle = nn.Parameter(torch.empty(num_features // 2, device=device, dtype=dtype))
-        self.reset_parameters()
-
     def reset_parameters(self) -> None:
         """Sets the angles to pi / 2."""
         nn.init.constant_(self.angle, math.pi / 2)
@@ -61,9 +46,6 @@ class HouseholderActivation(OneOperation):
         sin, cos = (part.to(input.dtype) for part in ((self.angle / 2).sin(), (self.angle / 2).cos()))
         twice = 2 * torch.relu(a * sin - b * cos)
         return together(a - twice * sin, b + twice * cos, self.dim)
-
-    def extra_repr(self) -> str:
-        return f"{self.num_features}" + (f", dim={self.dim}" if self.dim != 1 else "")
 
 
 class AbsActivation(OneOperation):

@@ -3,7 +3,10 @@
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..layers.base.inputs import as_size
+from ..layers.base.symbolic import OneOperation
 
 
 class OverChannels(Protocol):
@@ -57,3 +60,41 @@ def to_pairs(module: OfFeatures, input: Tensor) -> tuple[Tensor, Tensor]:
 def together(first: Tensor, second: Tensor, dim: int) -> Tensor:
     """The inverse of :func:`to_pairs`."""
     return torch.stack([first, second], -1).flatten(-2).movedim(-1, dim)
+
+
+class OnPairs(OneOperation):
+    """A layer with an angle for each pair of neighbouring channels.
+
+    Args:
+        num_features: channels, an even number.
+        dim: their dimension.
+        device: of the angles.
+        dtype: of the angles.
+
+    Attributes:
+        angle: radians, one for each pair ``(num_features / 2,)``.
+
+    Raises:
+        ValueError: for an odd number of channels.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        dim: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features, self.dim = as_size("num_features", num_features), dim
+        if num_features % 2:
+            raise ValueError(f"expected an even number of channels, got {num_features}")
+        self.angle = nn.Parameter(torch.empty(num_features // 2, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets the angles; a subclass says to what."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}" + (f", dim={self.dim}" if self.dim != 1 else "")

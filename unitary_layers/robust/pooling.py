@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..layers.base.inputs import as_size
-from ..layers.base.symbolic import OneOperation
-from .channels import to_pairs
+from .channels import OnPairs, to_pairs
 
 
-class ProjectionPool(OneOperation):
+class ProjectionPool(OnPairs):
     r"""Of each pair of neighbouring channels the signed distance from a sector: half of the channels are left.
 
     The sector is that of all points of the plane whose angle from the first axis is at most ``angle / 2``. Its points
@@ -42,20 +40,6 @@ class ProjectionPool(OneOperation):
         ValueError: for an odd number of channels, and in ``forward`` for an input with another number.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        dim: int = 1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.num_features, self.dim = as_size("num_features", num_features), dim
-        if num_features % 2:
-            raise ValueError(f"expected an even number of channels, got {num_features}")
-        self.angle = nn.Parameter(torch.empty(num_features // 2, device=device, dtype=dtype))
-        self.reset_parameters()
-
     def reset_parameters(self) -> None:
         """Draws the angles uniformly from [0, pi]."""
         nn.init.uniform_(self.angle, 0, math.pi)
@@ -69,9 +53,6 @@ class ProjectionPool(OneOperation):
         across, along = b.abs() * cos - a * sin, a * cos + b.abs() * sin
         norm = torch.linalg.vector_norm(torch.stack([a, b]), dim=0)  # its gradient at 0 is 0
         return across.where(along >= 0, norm).movedim(-1, self.dim)
-
-    def extra_repr(self) -> str:
-        return f"{self.num_features}" + (f", dim={self.dim}" if self.dim != 1 else "")
 
 
 class NormPool(nn.Module):
