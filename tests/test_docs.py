@@ -129,6 +129,7 @@ def test_the_catalogue_has_every_layer_and_every_model_once():
     spec = importlib.util.spec_from_file_location("catalogue", ROOT / "docs" / "_hooks" / "catalogue.py")
     catalogue = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(catalogue)
+    catalogue.LAYERS = Path(unitary_layers.layers.__file__).parent  # which may be installed, away from the pages
     layers = [n for n, v in vars(unitary_layers.layers).items() if inspect.isclass(v) and n not in catalogue.BASES]
     names = timm.list_models("*_projunn")
     for listed, rows in ((layers, catalogue.layers()), (names, catalogue.models())):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+LAYERS = ROOT / "unitary_layers" / "layers"  # read, not imported
 PAGE = "zoo/index.md"
 BASES = {"UnitaryMethods", "UnitaryModule"}  # of layers, and no layers themselves
 
@@ -14,7 +15,7 @@ def layers() -> str:
     """A row for each class of the reference of layers: its name, and the first line of its docstring."""
     listed = re.findall(r"^::: unitary_layers\.(\w+)$", (ROOT / "docs/reference/layers.md").read_text(), re.MULTILINE)
     purposes = {}
-    for path in (ROOT / "unitary_layers/layers").rglob("*.py"):
+    for path in LAYERS.rglob("*.py"):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef):
                 purposes[node.name] = (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")
