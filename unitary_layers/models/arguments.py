@@ -91,7 +91,7 @@ def sides_of(img_size: int | Sequence[int] | None) -> tuple[int, int]:
     return height, width
 
 
-def pooling_of(given: str, *others: str) -> str:
+def pooling_of(given: str | None, *others: str) -> str:
     """The name of a pooling, if it is one of timm's or of the others.
 
     Raises:

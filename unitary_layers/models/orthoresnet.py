@@ -5,13 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import GroupSort, OrthogonalConv2d
 from ..projunn import UpdateRule
-from .arguments import layer_of, pooling_of, rule_of, sides_of
+from .arguments import layer_of, rule_of, sides_of
 from .blocks import BLOCKS, ConvUnit, Size, Stage, UnitSpec
 from .pretrained import images_of, trained, with_own_stem
 from .protocol import StagedClassifier
@@ -90,13 +89,13 @@ class OrthoResNet(StagedClassifier):
     ) -> None:
         arguments = dict(locals())
         super().__init__()
-        self._model_args = arguments
+        dd = self.begin(arguments)
         if block not in BLOCKS or support not in SUPPORTS or len(depths) != len(widths):
             raise ValueError(
                 f"expected block in {tuple(BLOCKS)}, support in {SUPPORTS} and as many depths as widths, got "
                 f"{block!r}, {support!r}, {tuple(depths)} and {tuple(widths)}"
             )
-        self.num_classes, self.in_chans, self.drop_rate, self.block = num_classes, in_chans, drop_rate, block
+        self.block = block
         self.img_size = sides_of(img_size) if support == "full" else None
         spec = UnitSpec(
             None if support == "full" else 3,
@@ -111,10 +110,7 @@ class OrthoResNet(StagedClassifier):
         )
         self._build(spec, (stem_width, *widths), depths, stem_stride, bottleneck)
         self.lipschitz = math.inf if block == "free" else spec.lipschitz
-        self.head = ClassifierHead(
-            widths[-1], num_classes, pooling_of(global_pool), drop_rate, device=device, dtype=dtype
-        )
-        self.finish(widths, self._reductions)
+        self.finish(widths, self._reductions, **dd)
 
     def _build(
         self, spec: UnitSpec, widths: Sequence[int], depths: Sequence[int], stem_stride: int, bottleneck: int

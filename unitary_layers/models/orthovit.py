@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, LayerNorm2d, trunc_normal_
+from timm.layers import LayerNorm2d, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import UnitaryLinear, UnitaryMultiheadAttention
 from ..layers.base.inputs import as_sides, as_size
 from ..projunn import UpdateRule
-from .arguments import layer_of, pooling_of, rule_of
+from .arguments import layer_of, rule_of
 from .blocks import Stage
 from .pretrained import images_of
 from .protocol import StagedClassifier
@@ -156,11 +156,9 @@ class OrthoViT(StagedClassifier):
     ) -> None:
         arguments = dict(locals())
         super().__init__()
-        self._model_args = arguments
+        dd = self.begin(arguments)
         if not isinstance(depths, (tuple, list)) or not depths:
             raise ValueError(f"expected depths of one or more stages, got {depths!r}")
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         embed_dim, patch_size = as_size("embed_dim", embed_dim), as_size("patch_size", patch_size)
         height, width = as_sides("img_size", img_size, 2)
         grid = -(-height // patch_size), -(-width // patch_size)
@@ -175,8 +173,7 @@ class OrthoViT(StagedClassifier):
         ]
         stages[-1].append(LayerNorm2d(embed_dim, **dd))  # type: ignore[no-untyped-call]  # timm's has no annotations
         self.stages = nn.Sequential(*(Stage(nn.Identity(), blocks) for blocks in stages))
-        self.head = ClassifierHead(embed_dim, num_classes, pooling_of(global_pool), drop_rate, **dd)
-        self.finish((embed_dim,) * len(depths), (patch_size,) * len(depths))
+        self.finish((embed_dim,) * len(depths), (patch_size,) * len(depths), **dd)
 
 
 default_cfgs = generate_default_cfgs(

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from ..layers import UnitaryMethods
 from ..training import unitary_weights
-from .arguments import noted
+from .arguments import noted, pooling_of
 
 
 class StagedClassifier(UnitaryMethods):
     """Base of the models: everything that timm asks of one, over ``stem``, ``stages`` and ``head``.
 
-    A subclass notes its arguments in ``_model_args``, where timm looks for them; see Note [What a configuration holds].
-    It sets the three modules, then calls :meth:`finish`. Each stage has a flag ``grad_checkpointing``.
+    A subclass calls :meth:`begin` with its arguments, sets ``stem`` and ``stages``, then calls :meth:`finish`, which
+    makes the head. Each stage has a flag ``grad_checkpointing``.
 
     Attributes:
         feature_info: one entry a stage: channels, reduction of the resolution, name of the module.
@@ -31,6 +31,8 @@ class StagedClassifier(UnitaryMethods):
         head: ClassifierHead
 
     __jit_unused_properties__: ClassVar[list[str]] = ["_model_args"]
+    head_layer: ClassVar[type[ClassifierHead]] = ClassifierHead
+    poolings: ClassVar[tuple[str, ...]] = ()  # that it knows beside timm's
 
     @property
     def _model_args(self) -> dict[str, Any]:
@@ -40,8 +42,27 @@ class StagedClassifier(UnitaryMethods):
     def _model_args(self, arguments: Mapping[str, Any]) -> None:
         self.__dict__["arguments"] = noted(arguments)
 
-    def finish(self, channels: Sequence[int], reductions: Sequence[int]) -> None:
-        """Notes what the stages put out."""
+    def begin(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Notes the arguments of a model where timm looks for them; see Note [What a configuration holds].
+
+        Returns:
+            Those that say where parameters are made, device and dtype.
+        """
+        self._model_args = arguments
+        names = ("num_classes", "in_chans", "drop_rate")
+        self.num_classes, self.in_chans, self.drop_rate = (arguments[name] for name in names)
+        return {"device": arguments["device"], "dtype": arguments["dtype"]}
+
+    def finish(self, channels: Sequence[int], reductions: Sequence[int], **dd: Any) -> None:
+        """Makes the head, and notes what the stages put out.
+
+        Args:
+            channels: of the output of each stage.
+            reductions: of the resolution, after each stage.
+            dd: device and dtype of the head.
+        """
+        pool = pooling_of(self._model_args.get("global_pool"), *self.poolings)
+        self.head = self.head_layer(channels[-1], self.num_classes, pool, drop_rate=self.drop_rate, **dd)
         self.feature_info: list[dict[str, Any]] = [
             {"num_chs": c, "reduction": r, "module": f"stages.{i}"}
             for i, (c, r) in enumerate(zip(channels, reductions, strict=True))

@@ -5,14 +5,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import StiefelConv2d
 from ..layers.base.inputs import as_size
 from ..projunn import UpdateRule
-from .arguments import layer_of, pooling_of, rule_of
+from .arguments import layer_of, rule_of
 from .blocks import Stage
 from .pretrained import trained, with_own_stem
 from .protocol import StagedClassifier
@@ -33,8 +32,7 @@ class PoolUnit(nn.Module):
         conv_layer: makes a convolution; takes the arguments of ``nn.Conv2d``.
         norm_layer: makes a norm from the number of channels.
         act_layer: makes an activation.
-        device: of the parameters.
-        dtype: of the parameters.
+        dd: device and dtype of the parameters.
 
     Shape:
         ``(b, in_channels, h, w)`` to ``(b, out_channels, h / pool, w / pool)``.
@@ -48,11 +46,9 @@ class PoolUnit(nn.Module):
         conv_layer: Callable[..., nn.Module],
         norm_layer: Callable[..., nn.Module],
         act_layer: Callable[[], nn.Module],
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **dd: Any,
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.conv = conv_layer(in_channels, out_channels, 3, padding=1, bias=False, **dd)
         self.pool = nn.Identity() if pool == 1 else nn.MaxPool2d(pool)
         self.norm = norm_layer(out_channels, **dd)
@@ -118,11 +114,9 @@ class StiefelNet(StagedClassifier):
     ) -> None:
         arguments = dict(locals())
         super().__init__()
-        self._model_args = arguments
+        dd = self.begin(arguments)
         if len(depths) != len(widths) or not len(widths):
             raise ValueError(f"expected as many depths as widths, got {tuple(depths)} and {tuple(widths)}")
-        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         conv = layer_of("conv_layer", conv_layer) or StiefelConv2d
         rule = rule_of(update)
         if conv is not nn.Conv2d:  # which has no such options
@@ -137,8 +131,7 @@ class StiefelNet(StagedClassifier):
             stages.append(Stage(PoolUnit(before, width, 2, **layers), blocks))
             before = width
         self.stages = nn.Sequential(*stages)
-        self.head = ClassifierHead(before, num_classes, pooling_of(global_pool), drop_rate, **dd)
-        self.finish(widths, [2 ** (i + 1) for i in range(len(widths))])
+        self.finish(widths, [2 ** (i + 1) for i in range(len(widths))], **dd)
 
     @torch.jit.ignore
     def init_whitening(self, images: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..layers import UnitaryRNN
 from ..layers.base.inputs import as_size
 from ..projunn import UpdateRule
-from .arguments import pooling_of, rule_of
+from .arguments import rule_of
 from .pretrained import trained
 from .protocol import StagedClassifier
 
@@ -113,6 +113,9 @@ class UnitaryPixelRNN(StagedClassifier):
         torch.Size([2, 10])
     """
 
+    head_layer = StateHead
+    poolings = ("last",)
+
     def __init__(
         self,
         widths: Sequence[int] = (128, 128, 128),
@@ -132,18 +135,15 @@ class UnitaryPixelRNN(StagedClassifier):
     ) -> None:
         arguments = dict(locals())
         super().__init__()
-        self._model_args = arguments
+        dd = self.begin(arguments)
         if not isinstance(widths, (tuple, list)) or not widths:
             raise ValueError(f"expected widths of one or more layers, got {widths!r}")
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         embed_dim, patch_size = as_size("embed_dim", embed_dim), as_size("patch_size", patch_size)
         self.stem = nn.Conv2d(as_size("in_chans", in_chans), embed_dim, patch_size, patch_size, **dd)
         options = {"nonlinearity": nonlinearity, "update": rule_of(update), "gradient": gradient, "init": init, **dd}
         pairs = zip((embed_dim, *widths), widths, strict=False)
         self.stages = nn.Sequential(*(PixelLayer(before, width, **options) for before, width in pairs))
-        self.head = StateHead(widths[-1], num_classes, pooling_of(global_pool, "last"), drop_rate=drop_rate, **dd)
-        self.finish(widths, [patch_size] * len(widths))
+        self.finish(widths, [patch_size] * len(widths), **dd)
 
 
 PIXELS = {"first_conv": "stem", "classifier": "head.fc"}  # of every model that reads pixel by pixel

@@ -14,7 +14,7 @@ from ..layers import UnitarySSM
 from ..layers.base.inputs import as_size
 from ..layers.base.symbolic import has_hooks
 from ..projunn import UpdateRule
-from .arguments import pooling_of, rule_of
+from .arguments import rule_of
 from .pretrained import trained
 from .protocol import StagedClassifier
 from .unitary_pixel import PIXELS, LastState, StateHead
@@ -150,6 +150,9 @@ class UnitaryPixelSSM(StagedClassifier):
         torch.Size([2, 10])
     """
 
+    head_layer = StateHead
+    poolings = ("last",)
+
     def __init__(
         self,
         widths: Sequence[int] = (96, 96),
@@ -168,13 +171,11 @@ class UnitaryPixelSSM(StagedClassifier):
     ) -> None:
         arguments = dict(locals())
         super().__init__()
-        self._model_args = arguments
+        dd = self.begin(arguments)
         if not isinstance(widths, (tuple, list)) or not widths:
             raise ValueError(f"expected widths of one or more layers, got {widths!r}")
         if not isinstance(block_sizes, (tuple, list)) or len(block_sizes) != len(widths):
             raise ValueError(f"expected {len(widths)} block_sizes, as many as widths, got {block_sizes!r}")
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         embed_dim = as_size("embed_dim", embed_dim)
         self.stem = nn.Conv2d(as_size("in_chans", in_chans), embed_dim, 1, bias=False, **dd)
         nn.init.dirac_(self.stem.weight)  # one number a pixel: a random factor may be as good as zero
@@ -182,11 +183,10 @@ class UnitaryPixelSSM(StagedClassifier):
         sides = [as_size("block_sizes", side) for side in block_sizes]
         triples = zip((embed_dim, *widths), widths, sides, strict=False)
         self.stages = nn.Sequential(*(StateSpaceLayer(*triple, **options) for triple in triples))
-        self.head = StateHead(widths[-1], num_classes, pooling_of(global_pool, "last"), drop_rate=drop_rate, **dd)
         reductions = [1]
         for side in sides:
             reductions.append(reductions[-1] * side)
-        self.finish(widths, reductions[1:])
+        self.finish(widths, reductions[1:], **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         is_shorter = self.training and not torch.jit.is_scripting()

@@ -29,8 +29,7 @@ class WhiteningStem(nn.Module):
         taps: of each side.
         conv_layer: makes the convolution; takes the arguments of ``nn.Conv2d``.
         act_layer: makes an activation.
-        device: of the parameters.
-        dtype: of the parameters.
+        dd: device and dtype of the parameters.
 
     Shape:
         ``(b, in_channels, h, w)`` to ``(b, 2 in_channels taps^2, h, w)``.
@@ -48,11 +47,9 @@ class WhiteningStem(nn.Module):
         taps: int,
         conv_layer: Callable[..., nn.Module],
         act_layer: Callable[[], nn.Module],
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **dd: Any,
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         width = in_channels * taps**2
         self.taps, self.out_channels = taps, 2 * width
         self.conv = conv_layer(in_channels, width, taps, bias=False, **dd)
