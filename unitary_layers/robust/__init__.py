@@ -7,6 +7,7 @@ from .centering import BatchCentering as BatchCentering
 from .centering import LayerCentering as LayerCentering
 from .certificate import certified_radius as certified_radius
 from .certificate import pool_lipschitz as pool_lipschitz
+from .certificate import rows_of as rows_of
 from .linear import UnitNormLinear as UnitNormLinear
 from .losses import CertificateRegularizer as CertificateRegularizer
 from .losses import LogitAnnealingLoss as LogitAnnealingLoss

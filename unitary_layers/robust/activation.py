@@ -1,9 +1,7 @@
 """Activations whose Jacobian is orthogonal wherever it exists: gradients keep their norm."""
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Proxy
 
 from ..layers.base.symbolic import OneOperation
@@ -34,10 +32,6 @@ class HouseholderActivation(OnPairs):
     Raises:
         ValueError: for an odd number of channels, and in ``forward`` for an input with another number.
     """
-
-    def reset_parameters(self) -> None:
-        """Sets the angles to pi / 2."""
-        nn.init.constant_(self.angle, math.pi / 2)
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, Proxy):

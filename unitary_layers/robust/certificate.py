@@ -5,9 +5,10 @@ pairs of classes.
 """
 
 import math
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 POOLINGS = ("max", "avg", "norm")
 
@@ -16,6 +17,11 @@ POOLINGS = ("max", "avg", "norm")
 # (z_y - z_j) / |w_y - w_j| exactly, whatever b is. If the features move at most L times as far as the input, the input
 # has L times less at least. The least of these over j is the radius. Each pair has its own distance of rows: one bound
 # for all pairs, such as sqrt(2) for rows of norm 1, can be smaller or larger than that.
+
+
+def rows_of(head: nn.Module) -> Tensor:
+    """The rows ``(classes, features)`` by which a linear head multiplies: the matrix of one of ours, or the weight."""
+    return cast(Tensor, getattr(head, "matrix", head.weight))
 
 
 def row_distances(weight: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Channels of an input and their pairs, whatever dimension they are in."""
 
+import math
 from typing import Protocol
 
 import torch
@@ -93,8 +94,8 @@ class OnPairs(OneOperation):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Sets the angles; a subclass says to what."""
-        raise NotImplementedError
+        """Sets the angles to pi / 2."""
+        nn.init.constant_(self.angle, math.pi / 2)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}" + (f", dim={self.dim}" if self.dim != 1 else "")

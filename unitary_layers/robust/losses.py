@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .certificate import certified_radius, row_distances
+from .certificate import certified_radius, row_distances, rows_of
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -22,12 +22,6 @@ REDUCTIONS = ("none", "mean", "sum")
 # larger ones; the temperature says what counts as large. A head whose rows may grow would answer by growing, with which
 # the logits grow and no radius does. So logits are to be measured in units of distance: the rows have norm 1, as in
 # UnitNormLinear, or the loss is given the head and divides the logits by the largest distance of two rows.
-
-
-def rows_of(head: nn.Module) -> Tensor:
-    """The rows ``(classes, features)`` by which a linear head multiplies: the matrix of one of ours, or the weight."""
-    rows = getattr(head, "matrix", head.weight)
-    return cast(Tensor, rows)
 
 
 class _Loss(nn.Module):
