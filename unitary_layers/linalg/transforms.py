@@ -11,13 +11,10 @@ import torch
 # Nor can a number be read under them to choose between formulas: functions take the one that always holds, and what is
 # not finite comes out as NaN or as an error of torch.
 
-# torch 2.5 and 2.6 do not tell an export from a compilation, which then gets the plain formula too.
-is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-
 
 def is_open(size: int) -> bool:
     """Whether an export is to take any size in the place of this one."""
-    if not is_exporting():
+    if not torch.compiler.is_exporting():
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value  # with sympy, which an export has loaded
 
@@ -26,4 +23,4 @@ def is_open(size: int) -> bool:
 
 def is_transformed() -> bool:
     """Whether torch.export, torch.jit.trace or a transform of torch.func looks on; see Note [Under a transform]."""
-    return is_exporting() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_exporting() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()

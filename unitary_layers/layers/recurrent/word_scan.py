@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...linalg.transforms import is_exporting, is_transformed
+from ...linalg.transforms import is_transformed
 from ...training.factored.once import once_differentiable
 from ...training.precision import without_autocast
 from .packed import sizes_in_graph, sizes_of
@@ -30,7 +30,7 @@ def word_scan(
     Returns:
         All states ``(rows, n)``, and the last of each sentence ``(batch, n)``.
     """
-    if is_exporting() or (torch.compiler.is_compiling() and not is_transformed()):
+    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and not is_transformed()):
         return words_operator(*words, ids, h_0, lengths if isinstance(lengths, Tensor) else None, padding)
     sizes = sizes_of(lengths, h_0.size(0))
     if is_transformed():

@@ -26,7 +26,7 @@ from .collect import collect as collect_eagerly
 
 Sampled = UnitaryWeight | nn.Parameter  # a weight whose gradient is collected; in a compiled graph, its parameter
 # Of an operator that works on the state of a layer: a CUDA graph would replay its kernels without it.
-IN_PYTHON: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+IN_PYTHON: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)}
 
 _found: dict[int, weakref.ref[UnitaryOwner]] = {}  # by address: who held that weight when it was last looked for
 
