@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from common.drawing import Curve, add_legend, draw_curves
 from common.log import describe
-from common.options import number
+from common.options import number, parsed
 from common.resumable import ResumableRun
 from common.table import Row, matching, mean_of, read_table, write_table
 from matplotlib.figure import Figure
@@ -239,7 +239,6 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs/graphs"), help="folder of the results")
     add("--resume", action="store_true", help="go on with the runs in --out")
     add("--overwrite", action="store_true", help="replace the runs in --out")
-    add("--quick", action="store_true", help=f"a small field; defaults for a short run: {QUICK}")
     add("--draw", type=Path, metavar="CSV", help="draw this table anew beside it, and train nothing")
     options.set_defaults(device="cpu")
     return options
@@ -261,10 +260,7 @@ LISTS = ("networks", "depths", "seeds", "rates", "draw")
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parser()
-    if options.parse_args(argv).quick:
-        options.set_defaults(**QUICK)
-    args = options.parse_args(argv)
+    args = parsed(parser(), argv, QUICK)
     if args.draw is not None:
         return draw(args.draw)
     torch.set_num_threads(args.threads)

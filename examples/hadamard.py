@@ -29,7 +29,7 @@ import torch
 from common.drawing import Curve, add_legend, draw_curves
 from common.images import IMAGE_SETS, load_images
 from common.log import describe
-from common.options import number
+from common.options import number, parsed
 from common.resumable import ResumableRun
 from common.tasks import CopyingMemory, PixelSequence, Task
 from matplotlib.figure import Figure
@@ -211,7 +211,6 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="cpu")
     add("--resume", action="store_true", help="go on with the runs in --out")
     add("--overwrite", action="store_true", help="replace the runs in --out")
-    add("--quick", action="store_true", help=f"defaults for a short run: {QUICK}")
     add("--draw", type=Path, metavar="CSV", help="draw this table anew beside it, and train nothing")
     return options
 
@@ -237,10 +236,7 @@ def runs_of(args: argparse.Namespace) -> list[tuple[argparse.Namespace, Task]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parser()
-    if options.parse_args(argv).quick:
-        options.set_defaults(**QUICK)
-    args = options.parse_args(argv)
+    args = parsed(parser(), argv, QUICK)
     if args.draw is not None:
         return draw(args.draw)
     rows: list[dict[str, Any]] = []

@@ -19,25 +19,20 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from common.drawing import Curve, add_legend, draw_curves
 from common.images import IMAGE_SETS, load_images
-from common.log import Row
-from common.options import number
+from common.options import number, parsed
 from common.ordinary import ordinary_attention, ordinary_linear
-from common.resumable import EpochRun
+from common.pixels import Pixels, PixelsRun
 from common.table import read_table, write_table
-from common.tasks import generator_for
 from matplotlib.figure import Figure
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from unitary_layers import attach, unitarity_error_of, unitary_weights
 
@@ -55,22 +50,11 @@ DEFAULT = ["orthogonal", "unconstrained"]
 QUICK = {"images": "digits", "epochs": 2, "patch_size": 2, "embed_dim": 32, "depths": [1, 1], "seeds": [0]}
 
 
-class Pixels:
-    """Training and test images `(count, 1, h, w)`, standardised, with their labels."""
-
-    def __init__(self, source: dict[str, Any], used: int) -> None:
-        (images, labels), (test_images, test_labels) = source["train"], source["test"]
-        mean, std = images.float().mean(), images.float().std()
-        self.train = (((images[:used] - mean) / std)[:, None], labels[:used])
-        self.test = (((test_images - mean) / std)[:, None], test_labels)
-
-
-class Run(EpochRun):
+class Run(PixelsRun):
     """The training of one network at one rate."""
 
     def __init__(self, args: argparse.Namespace, data: Pixels) -> None:
-        super().__init__(args)
-        self.data = data
+        super().__init__(args, data)
         torch.manual_seed(args.seed)
         layout = {"depths": tuple(args.depths), "embed_dim": args.embed_dim, "patch_size": args.patch_size}
         side = data.train[0].shape[-1]
@@ -78,7 +62,6 @@ class Run(EpochRun):
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr, weight_decay=0.0)
         if self.is_unitary:
             attach(self.model, self.optimizer)
-        self.per_epoch = len(data.train[0]) // args.batch_size
         self.scheduler = LambdaLR(self.optimizer, self.share_of_rate)
         self.title = f"{args.network}, rate {args.lr:g}, seed {args.seed}"
         self.open({"title": args.images}, timm=timm.__version__)
@@ -94,36 +77,6 @@ class Run(EpochRun):
         """What part of the highest rate is that of a step."""
         steps = self.per_epoch * self.args.epochs
         return min((step + 1) / (steps / 20), 0.5 + 0.5 * math.cos(math.pi * step / steps), 1.0)
-
-    def train_epoch(self) -> Row:
-        """One pass over the training images; mean loss and accuracy, and no more once the loss is no number."""
-        self.model.train()
-        order = torch.randperm(len(self.data.train[0]), generator=generator_for(self.args.seed, self.epoch))
-        batches = order[: self.per_epoch * self.args.batch_size].split(self.args.batch_size)
-        sums = torch.zeros(2)
-        label = f"{self.title}, epoch {self.epoch + 1}/{self.args.epochs}"
-        for index in tqdm(batches, desc=label, leave=False, disable=not sys.stderr.isatty()):
-            images, labels = (t[index] for t in self.data.train)
-            outputs = self.model(images)
-            loss = F.cross_entropy(outputs, labels)
-            sums += torch.stack((loss.detach(), (outputs.argmax(1) == labels).float().mean()))
-            if not torch.isfinite(loss):
-                break
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            self.scheduler.step()
-            self.step += 1
-        return dict(zip(("loss", "accuracy"), (sums / self.per_epoch).tolist(), strict=True))
-
-    @torch.no_grad()
-    def evaluate(self) -> Row:
-        """Mean loss and accuracy over the test images."""
-        self.model.eval()
-        images, labels = self.data.test
-        outputs = torch.cat([self.model(part) for part in images.split(200)])
-        accuracy = (outputs.argmax(1) == labels).float().mean().item()
-        return {"test_loss": F.cross_entropy(outputs, labels).item(), "test_accuracy": accuracy}
 
     def unitarity_error(self) -> float | None:
         return float(unitarity_error_of(self.model)) if self.is_unitary else None
@@ -189,17 +142,13 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs/orthovit"), help="folder of the results")
     add("--resume", action="store_true", help="go on with the runs in --out")
     add("--overwrite", action="store_true", help="replace the runs in --out")
-    add("--quick", action="store_true", help=f"defaults for a short run: {QUICK}")
     add("--draw", type=Path, metavar="CSV", help="draw this table anew beside it, and train nothing")
     options.set_defaults(device="cpu")
     return options
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parser()
-    if options.parse_args(argv).quick:
-        options.set_defaults(**QUICK)
-    args = options.parse_args(argv)
+    args = parsed(parser(), argv, QUICK)
     if args.draw is not None:
         return draw(args.draw)
     if args.threads is not None:

@@ -16,23 +16,20 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from common.curves import draw_runs
 from common.images import IMAGE_SETS, load_images
 from common.log import Row
-from common.options import number
-from common.resumable import EpochRun
-from common.tasks import PERMUTATION_SEED, generator_for
+from common.options import number, parsed
+from common.pixels import Pixels, PixelsRun, moved
+from common.tasks import PERMUTATION_SEED
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 import unitary_layers  # registers the model
 
@@ -40,93 +37,59 @@ BASES = ("learnt", "frozen", "none")
 QUICK = {"images": "digits", "epochs": 3, "width": 16}
 
 
-class Pixels:
-    """Training and test images, standardised, their pixels in one fixed order.
+class OrderedPixels(Pixels):
+    """Images whose pixels come in one fixed order.
+
+    Args:
+        source: as `load_images` gives it.
+        permute: a random order in the place of rows one after another.
+        shift: pixels by which a training image is moved at most, before its pixels are put in order.
 
     Attributes:
-        train, test: images `(count, height, width)` and labels.
         order: where each pixel comes from.
+        blank: the value of a pixel that is moved in.
     """
 
     def __init__(self, source: dict[str, Any], permute: bool, shift: int) -> None:
-        scale = source.get("largest", 255)
-        (images, labels), (test_images, test_labels) = source["train"], source["test"]
-        images, test_images = images / scale, test_images / scale
-        mean, std = images.mean(), images.std()
-        self.train, self.test = ((images - mean) / std, labels), ((test_images - mean) / std, test_labels)
-        count = images[0].numel()
+        super().__init__(source)
+        count = self.train[0][0].numel()
         self.order = torch.arange(count)
         if permute:
             self.order = torch.randperm(count, generator=torch.Generator().manual_seed(PERMUTATION_SEED))
         self.shift, self.blank = shift, float(self.train[0].min())
 
     def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Some training images, each moved by up to `shift` pixels."""
-        images, labels = self.train[0][index], self.train[1][index]
+        images, labels = super().batch(index, generator)
         if self.shift:
-            height, width = images.shape[1:]
-            padded = F.pad(images, (self.shift,) * 4, value=self.blank)
-            down, right = torch.randint(2 * self.shift + 1, (2, len(index), 1), generator=generator)
-            rows = (down + torch.arange(height))[:, :, None]
-            columns = (right + torch.arange(width))[:, None]
-            images = padded[torch.arange(len(index))[:, None, None], rows, columns]
-        return self.ordered(images), labels
+            places = torch.randint(2 * self.shift + 1, (2, len(index)), generator=generator).T
+            images = moved(images, places, self.shift, self.blank)
+        return self.shown(images), labels
 
-    def ordered(self, images: Tensor) -> Tensor:
-        """Images `(count, 1, height, width)` with their pixels in the order of this task."""
-        return images.flatten(1)[:, self.order].view(len(images), 1, *images.shape[1:])
+    def shown(self, images: Tensor) -> Tensor:
+        """Images `(count, 1, h, w)` with their pixels in the order of this task."""
+        return images.flatten(1)[:, self.order].view_as(images)
 
 
-class PixelRun(EpochRun):
+class PixelRun(PixelsRun):
     """One run: a model, its optimiser and its images."""
 
+    clip = 1.0
+
     def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__(args)
-        self.data = Pixels(load_images(args.images, args.root), args.permute, args.shift)
+        data = OrderedPixels(load_images(args.images, args.root), args.permute, args.shift)
+        super().__init__(args, data)
         torch.manual_seed(args.seed)
         init = "identity" if args.basis == "none" else "haar"
         self.model = timm.create_model("unissm_pixel_projunn", widths=(args.width, args.width), init=init)
         self.optimizer = make_optimizer(args, self.model)
-        self.per_epoch = len(self.data.train[0]) // args.batch_size
         steps = self.per_epoch * args.epochs
         self.scheduler = LambdaLR(self.optimizer, lambda step: rate(step, min(200, steps // 10), steps))
         order = "permuted" if args.permute else "in order"
-        self.title = f"{args.images}, {len(self.data.order)} pixels, {order}"
+        self.title = f"{args.images}, {len(data.order)} pixels, {order}"
         self.open({"title": self.title, "baseline": math.log(10), "baseline_name": "guessing"}, timm=timm.__version__)
 
     def config(self) -> dict[str, Any]:
         return self.options_but("root", "quick")
-
-    def train_epoch(self) -> Row:
-        """One pass over the training images; mean loss and accuracy."""
-        self.model.train()
-        generator = generator_for(self.args.seed, self.epoch)
-        order = torch.randperm(len(self.data.train[0]), generator=generator)[: self.per_epoch * self.args.batch_size]
-        sums = torch.zeros(2)
-        label = f"epoch {self.epoch + 1}/{self.args.epochs}"
-        bar = tqdm(order.split(self.args.batch_size), desc=label, leave=False, disable=not sys.stderr.isatty())
-        for index in bar:
-            images, labels = self.data.batch(index, generator)
-            outputs = self.model(images)
-            loss = F.cross_entropy(outputs, labels)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.scheduler.step()
-            sums += torch.stack((loss.detach(), (outputs.argmax(1) == labels).float().mean()))
-            self.step += 1
-            bar.set_postfix_str(f"loss {loss.item():.3f}")
-        return dict(zip(("loss", "accuracy"), (sums / self.per_epoch).tolist(), strict=True))
-
-    @torch.no_grad()
-    def evaluate(self) -> Row:
-        """Mean loss and accuracy over the test images."""
-        self.model.eval()
-        images, labels = self.data.test
-        outputs = torch.cat([self.model(self.data.ordered(part)) for part in images.split(100)])
-        accuracy = (outputs.argmax(1) == labels).float().mean().item()
-        return {"test_loss": F.cross_entropy(outputs, labels).item(), "test_accuracy": accuracy}
 
     def unitarity_error(self) -> float:
         return float(unitary_layers.unitarity_error_of(self.model))
@@ -188,10 +151,7 @@ def setup(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=None, help="folder of the run; runs/pixel_ssm/BASIS if not given")
     add("--resume", action="store_true", help="continue the run in --out, or start it if there is none")
     add("--overwrite", action="store_true", help="replace the run in --out")
-    add("--quick", action="store_true", help=f"defaults for a short run: {QUICK}")
-    if options.parse_args(argv).quick:
-        options.set_defaults(**QUICK)
-    args = options.parse_args(argv)
+    args = parsed(options, argv, QUICK)
     args.device = "cpu"
     args.out = args.out or Path("runs") / "pixel_ssm" / args.basis
     if args.threads is not None:

@@ -12,6 +12,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from common.image_data import SETS, make_dataset
 from common.image_training import check_options, number_of_classes
+from common.pixels import moved
 
 
 class MemoryLoader:
@@ -48,11 +49,7 @@ class MemoryLoader:
     def varied(self, images: Tensor) -> Tensor:
         """The images ``(b, c, h, w)``, each at a place of its own, and half of them mirrored."""
         if self.shift:
-            (height, width), span = images.shape[2:], 2 * self.shift + 1
-            padded = torch.nn.functional.pad(images, [self.shift] * 4)
-            places = torch.randint(span, (len(images), 2)).tolist()
-            cut = [image[:, i : i + height, j : j + width] for image, (i, j) in zip(padded, places, strict=True)]
-            images = torch.stack(cut)
+            images = moved(images, torch.randint(2 * self.shift + 1, (len(images), 2)), self.shift)
         if self.flips:
             mirrored = torch.rand(len(images)) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from common.image_data import SETS
-from common.options import add_direction, number, number_or_none, settle_direction
+from common.options import add_direction, number, number_or_none, parsed, settle_direction
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
@@ -67,10 +67,7 @@ def parse(
         unitary_lr_scale: of the paper's recipe, where they name none.
         direction: of the unitary weights with `--opt projunn`, where they name none.
     """
-    options.add_argument("--quick", action="store_true", help=f"defaults for a short run: {quick}")
-    if options.parse_args(argv).quick:
-        options.set_defaults(**quick)
-    args = options.parse_args(argv)
+    args = parsed(options, argv, quick)
     if args.direction is None:
         args.direction = direction if args.opt == "projunn" else "spectral"
     settle_direction(args, unitary_lr_scale)

@@ -69,6 +69,20 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
     return options
 
 
+def parsed(options: argparse.ArgumentParser, argv: list[str] | None, quick: dict[str, Any]) -> argparse.Namespace:
+    """What the command line says, with other defaults where it says `--quick`.
+
+    Args:
+        options: the parser, without that option.
+        argv: the command line.
+        quick: the defaults of a short run, by name.
+    """
+    options.add_argument("--quick", action="store_true", help=f"defaults for a short run: {quick}")
+    if options.parse_args(argv).quick:
+        options.set_defaults(**quick)
+    return options.parse_args(argv)
+
+
 def add_direction(options: argparse.ArgumentParser, default: str | None = "spectral") -> None:
     """The option for the rule of the unitary weights."""
     text = "of unitary weights: spectral, the default rule of the layers, or rmsprop, the paper's recipe"

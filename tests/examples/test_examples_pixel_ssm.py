@@ -22,14 +22,14 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_images_are_moved_first_and_permuted_then():
     source = load_images("digits", "")
-    still, moved = (pixel_ssm.Pixels(source, permute=True, shift=shift) for shift in (0, 1))
+    still, moved = (pixel_ssm.OrderedPixels(source, permute=True, shift=shift) for shift in (0, 1))
     index = torch.arange(64)
     (plain, labels), (images, same) = (data.batch(index, generator_for(0, 0)) for data in (still, moved))
     assert torch.equal(labels, same)
     back = torch.empty_like(still.order)
     back[still.order] = torch.arange(len(back))
     plain, images = (t.flatten(1)[:, back].view(-1, 8, 8) for t in (plain, images))
-    assert torch.equal(plain, still.train[0][index])
+    assert torch.equal(plain, still.train[0][index, 0])
     moves = set()
     for before, after in zip(plain, images, strict=True):
         framed = torch.nn.functional.pad(before, (1, 1, 1, 1), value=moved.blank)

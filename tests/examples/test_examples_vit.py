@@ -60,7 +60,7 @@ def test_networks_differ_in_their_layers_alone(network: str, count: int, tmp_pat
 
 
 def test_a_loss_that_is_no_number_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(orthovit.F, "cross_entropy", lambda outputs, labels: outputs.sum() * torch.nan)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda outputs, labels: outputs.sum() * torch.nan)
     monkeypatch.setattr(orthovit, "draw", lambda path: None)
     orthovit.main([*TINY, "--networks", "unconstrained", "--out", str(tmp_path)])
     rows = read_table(tmp_path / "orthovit.csv")
