@@ -7,6 +7,7 @@ import pytest
 import torch
 from common.images import load_images
 from common.log import read_rows
+from common.pixels import moved
 from common.tasks import generator_for
 from safetensors.torch import load_file
 
@@ -38,6 +39,12 @@ def test_images_are_moved_first_and_permuted_then():
         assert found
         moves.add(found[0])
     assert len(moves) == 9
+
+
+def test_places_are_counted_from_the_top_left():
+    image = torch.arange(12.0).view(1, 1, 3, 4)
+    (found,) = moved(image, torch.tensor([[0, 2]]), shift=1, blank=-1)
+    assert found.tolist() == [[[-1, -1, -1, -1], [1, 2, 3, -1], [5, 6, 7, -1]]]
 
 
 @pytest.mark.parametrize("basis", pixel_ssm.BASES)

@@ -41,6 +41,15 @@ def test_default_configuration(name):
 
 
 @every_model
+def test_a_pooling_of_two_numbers_a_channel_is_known_to_the_model(name):
+    model, x = make_small(name, global_pool="catavgmax").eval(), images(name)
+    pooled = model.forward_head(model.forward_features(x), pre_logits=True)
+    assert pooled.shape == (2, model.head_hidden_size) == (2, 2 * model.num_features)
+    model.reset_classifier(3, "avg")
+    assert model.head_hidden_size == model.num_features
+
+
+@every_model
 def test_head_can_be_replaced_and_left_out(name):
     model, x = make_small(name).eval(), images(name)
     features = model.forward_features(x)
