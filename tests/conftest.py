@@ -18,7 +18,11 @@ settings.load_profile("ci")
 
 @pytest.fixture(autouse=True)
 def _reproducible():
-    """Seeds torch's default generator before each test; one thread, since most matrices here are small."""
+    """Seeds torch's default generator before each test; one thread, since most matrices here are small.
+
+    Deterministic algorithms also fill new memory with NaN, so that a test that reads it fails on every machine.
+    """
+    torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
     torch.manual_seed(0)
 

@@ -74,8 +74,10 @@ def test_a_layer_that_was_not_filled_after_to_empty(train):
     with torch.device("meta"):
         model = net()
     model.to_empty(device="cpu")
+    model[1].reset_parameters()
     with torch.no_grad():
         model[0].weight.fill_(0.5)
+        model[0].bias.zero_()
     model.train(train)
     words = r"the unitary weight 'weight' \(4, 4\) has had no values since to_empty\(\).*reset_parameters\(\)"
     model(torch.randn(2, 4)).sum().backward() if not train else None
@@ -89,7 +91,8 @@ def test_a_layer_that_was_filled_after_to_empty():
         model, other = net(), net()
     for filled in (model, other):
         filled.to_empty(device="cpu")
-    model[0].reset_parameters()
+    for layer in model:
+        layer.reset_parameters()
     other.load_state_dict(net().state_dict())
     for filled in (model, other):
         filled(torch.randn(2, 4)).sum().backward()
