@@ -7,6 +7,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import peers
@@ -16,7 +17,7 @@ from timing import interleaved, peak_bytes
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from unitary_layers import OrthogonalConv2d, UnitaryLinear, UnitaryRNN, UpdateRule
+from unitary_layers import OrthogonalConv2d, UnitaryLinear, UnitaryRNN, UpdateRule, projunn_step
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -24,6 +25,7 @@ import copying_memory
 from common.training import Trainer
 
 PAPER = UpdateRule(direction="gradient")  # rank 1, one step against the sampled gradient
+DEFAULT = UpdateRule(momentum=0.9)  # a rank by size; the momentum that attach() would keep in the optimiser
 
 Work = Callable[[], object]
 
@@ -63,7 +65,8 @@ def update(n: int, repetitions: int, dtype: torch.dtype = torch.float32, with_pe
     gradient = torch.randn(n, n, dtype=dtype)
     source, target = torch.randn(n, n, dtype=dtype), torch.empty(n, n, dtype=dtype)
     works = {"copy": lambda: target.copy_(source), "sgd": _sgd(n, gradient)}
-    works |= {f"projUNN k={k}": _projunn(n, k, gradient) for k in (1, 4, 16)}
+    works |= {f"projUNN k={k}": _projunn(n, replace(PAPER, rank=k), gradient) for k in (1, 4, 16)}
+    works["default"] = _projunn(n, DEFAULT, gradient)
     works |= peers.updates(n, gradient) if with_peers and not dtype.is_complex else {}
     times = interleaved(works, repetitions)
     times["floor"] = times.pop("copy") * 5 / 2  # five passes; a copy is two
@@ -72,29 +75,31 @@ def update(n: int, repetitions: int, dtype: torch.dtype = torch.float32, with_pe
         yield Row(case, str(n), name, seconds * 1e3, seconds / times["projUNN k=1"], "projUNN k=1")
 
 
-def many(count: int, n: int, repetitions: int) -> Iterator[Row]:
+def many(count: int, n: int, repetitions: int, rule: UpdateRule = PAPER) -> Iterator[Row]:
     """One step of a model with many unitary weights of one shape, against one such weight."""
     works = {}
     for number in (1, count):
-        model = nn.Sequential(*(UnitaryLinear(n, n, bias=False, update=PAPER) for _ in range(number)))
+        model = nn.Sequential(*(UnitaryLinear(n, n, bias=False, update=rule) for _ in range(number)))
         works[f"{number} weights"] = _step_of(model, torch.randn(n, n))
-    return rows_of("update", f"{count} x {n}", works, repetitions, "1 weights")
+    case = "update" if rule.direction == "gradient" else "update, default"
+    return rows_of(case, f"{count} x {n}", works, repetitions, "1 weights")
 
 
 def linear(n: int, rows: int, repetitions: int, with_peers: bool = True) -> Iterator[Row]:
     """A training step of a linear layer: forward, backward, update."""
     x = torch.randn(rows, n, requires_grad=True)
-    layers = {"nn.Linear": nn.Linear(n, n, bias=False)}
-    layers |= {g: UnitaryLinear(n, n, bias=False, update=PAPER, gradient=g) for g in ("dense", "factored")}
+    layers = {"nn.Linear": nn.Linear(n, n, bias=False)} | _ways(partial(UnitaryLinear, n, n, bias=False))
     layers |= peers.linears(n) if with_peers else {}
-    return rows_of("linear", f"{n}, {rows} rows", _training(layers, x), repetitions, "nn.Linear")
+    works = _training(layers, x)
+    works["nn.Linear, AdamW"] = _training_step(nn.Linear(n, n, bias=False), x, torch.optim.AdamW)
+    return rows_of("linear", f"{n}, {rows} rows", works, repetitions, "nn.Linear")
 
 
 def recurrent(width: int, repetitions: int, steps: int = 784, batch: int = 128) -> Iterator[Row]:
     """A training step of a recurrent layer with ReLU over a sequence of scalars; the loss looks at the last state."""
     x = torch.randn(steps, batch, 1)
     layers = {"nn.RNN": nn.RNN(1, width, nonlinearity="relu")}
-    layers |= {g: UnitaryRNN(1, width, nonlinearity="relu", update=PAPER, gradient=g) for g in ("dense", "factored")}
+    layers |= _ways(partial(UnitaryRNN, 1, width, nonlinearity="relu"))
     last = {name: _Last(layer) for name, layer in layers.items()}
     return rows_of("rnn", f"{width}, T = {steps}", _training(last, x), repetitions, "nn.RNN")
 
@@ -113,10 +118,9 @@ def convolution(channels: int, size: int, repetitions: int, batch: int = 64, wit
     """A training step of a convolution."""
     x = torch.randn(batch, channels, size, size, requires_grad=True)
     layers = {"nn.Conv2d 3 x 3": nn.Conv2d(channels, channels, 3, padding=1, bias=False)}
-    for gradient in ("dense", "factored"):
-        options = {"bias": False, "update": PAPER, "gradient": gradient}
-        layers[gradient] = OrthogonalConv2d(channels, channels, input_size=size, **options)
-    layers["local 3 x 3"] = OrthogonalConv2d(channels, channels, 3, bias=False, update=PAPER)
+    layers |= _ways(partial(OrthogonalConv2d, channels, channels, input_size=size, bias=False))
+    for name, rule in {"local 3 x 3": PAPER, "local 3 x 3, default": DEFAULT}.items():
+        layers[name] = OrthogonalConv2d(channels, channels, 3, bias=False, update=rule)
     layers |= peers.convolutions(channels, size) if with_peers else {}
     shape = f"{channels} x {size} x {size}"
     return rows_of("conv", shape, _training(layers, x), repetitions, "nn.Conv2d 3 x 3")
@@ -126,11 +130,8 @@ def network(batch: int, repetitions: int, **options: object) -> Iterator[Row]:
     """A training step of the paper's ResNet-9 layout at 32 x 32, against the same network of 3 x 3 convolutions."""
     x = torch.randn(batch, 3, 32, 32, requires_grad=True)
     networks = {"nn.Conv2d 3 x 3": timm.create_model("orthoresnet_projunn", conv_layer=_conv3x3, **options)}
-    for gradient in ("dense", "factored"):
-        # Haar matrices of 512 channels at each frequency take half a minute to draw
-        networks[gradient] = timm.create_model(
-            "orthoresnet_projunn", gradient=gradient, update=PAPER, init="identity", num_classes=10, **options
-        )
+    # Haar matrices of 512 channels at each frequency take half a minute to draw
+    networks |= _ways(partial(timm.create_model, "orthoresnet_projunn", init="identity", num_classes=10, **options))
     return rows_of("resnet9", f"{batch} x 3 x 32 x 32", _training(networks, x), repetitions, "nn.Conv2d 3 x 3")
 
 
@@ -170,8 +171,7 @@ def time_to_loss(delay: int, width: int, loss: float, most: int = 1500, seed: in
 def memory(n: int, rows: int) -> Iterator[Row]:
     """The most bytes of a training step of a linear layer, in n x n matrices."""
     x = torch.randn(rows, n, requires_grad=True)
-    layers = {"nn.Linear": nn.Linear(n, n, bias=False)}
-    layers |= {g: UnitaryLinear(n, n, bias=False, update=PAPER, gradient=g) for g in ("dense", "factored")}
+    layers = {"nn.Linear": nn.Linear(n, n, bias=False)} | _ways(partial(UnitaryLinear, n, n, bias=False))
     for name, work in _training(layers, x).items():
         matrices = peak_bytes(work) / (4 * n * n)
         yield Row("memory", f"{n}, {rows} rows", name, float("nan"), matrices, "one n x n matrix")
@@ -195,13 +195,19 @@ def _conv3x3(
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias)
 
 
+def _ways(make: Callable[..., nn.Module]) -> dict[str, nn.Module]:
+    """A layer by the paper's rule and by the default one, with dense and with factored gradients."""
+    rules = {"": PAPER, ", default": DEFAULT}
+    return {g + name: make(update=r, gradient=g) for name, r in rules.items() for g in ("dense", "factored")}
+
+
 def _training(layers: dict[str, nn.Module], x: Tensor) -> dict[str, Work]:
     return {name: _training_step(layer, x) for name, layer in layers.items()}
 
 
-def _training_step(layer: nn.Module, x: Tensor) -> Work:
+def _training_step(layer: nn.Module, x: Tensor, optimizer_of: type[torch.optim.Optimizer] = torch.optim.SGD) -> Work:
     unitary = getattr(layer, "layer", layer)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-6)
+    optimizer = optimizer_of(layer.parameters(), lr=1e-6)
 
     def work() -> None:
         layer(x).sum().backward()
@@ -220,15 +226,13 @@ def _sgd(n: int, gradient: Tensor) -> Work:
     return torch.optim.SGD([weight], lr=1e-6).step
 
 
-def _projunn(n: int, rank: int, gradient: Tensor) -> Work:
-    rule = replace(PAPER, rank=rank, retract_every=0)
+def _projunn(n: int, rule: UpdateRule, gradient: Tensor) -> Work:
+    rule = replace(rule, retract_every=0)
     layer = UnitaryLinear(n, n, bias=False, init="identity", dtype=gradient.dtype, update=rule)
     return _step_of(nn.Sequential(layer), torch.view_as_real(gradient) if gradient.is_complex() else gradient)
 
 
 def _step_of(model: nn.Sequential, gradient: Tensor) -> Work:
-    from unitary_layers import projunn_step
-
     def work() -> None:
         for layer in model:
             layer.weight.grad = gradient

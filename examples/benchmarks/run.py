@@ -41,7 +41,8 @@ FULL = (
     "update",
 )  # what heats the machine comes last
 CASES = (*FULL, "copying", "distributed")
-COLORS = {"dense": "C7", "factored": "C0", "local 3 x 3": "C1"}  # of the bars of ours
+COLORS = {"dense": "C7", "factored": "C0", "local 3 x 3": "C1"}  # of the bars of ours, by the paper's rule
+COLORS |= {f"{name}, default": color for name, color in zip(COLORS, ("C2", "C3", "C4"), strict=True)}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,7 +73,7 @@ def tables(only: Iterable[str], quick: bool, repetitions: int) -> Iterator[Itera
             *(cases.update(n, repetitions, **peers) for n in ((64, 128) if quick else (128, 256, 512, 1024, 2048))),
             *(() if quick else (cases.update(4096, repetitions, with_peers=False),)),
             *(cases.update(n, repetitions, torch.complex64) for n in ((64,) if quick else (512, 2048))),
-            cases.many(4 if quick else 100, 64, repetitions),
+            *(cases.many(4 if quick else 100, 64, repetitions, rule) for rule in (cases.PAPER, cases.DEFAULT)),
         ),
         "linear": [
             cases.linear(n, rows, repetitions, with_peers=not quick and n == 1024)
