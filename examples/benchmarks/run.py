@@ -15,6 +15,7 @@ import csv
 import math
 import os
 import platform
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, fields
 from itertools import chain
@@ -25,10 +26,15 @@ import processes
 import timm
 import torch
 from cases import Row
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import unitary_layers
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common.drawing import Curve, add_legend, draw_curves
 
 FULL = (
     "linear",
@@ -149,19 +155,35 @@ def read(path: Path) -> list[Row]:
 
 
 def draw(path: Path) -> None:
-    """PNG beside a table: bars of the training steps of ours over those of torch's layers."""
+    """PNG beside a table: training steps of ours over those of torch's layers, and the update alone against n."""
     rows = read(path)
     steps = [row for row in rows if row.case in ("linear", "rnn", "conv", "resnet9") and row.name in COLORS]
-    figure = Figure(figsize=(8, 1 + 0.3 * len(steps)), layout="constrained")
-    axes = figure.subplots()
-    labels = [f"{row.case} {row.size}, {row.name}" for row in steps]
-    bars = axes.barh(labels, [row.ratio for row in steps], color=[COLORS[row.name] for row in steps])
+    updates = [row for row in rows if row.case == "update" and row.size.isdecimal()]
+    figure = Figure(figsize=(14 if updates else 8, 1 + 0.24 * max(len(steps), 16)), layout="constrained")
+    axes = figure.subplots(1, 2 if updates else 1, squeeze=False)[0]
+    draw_steps(axes[0], steps)
+    if updates:
+        draw_updates(axes[1], updates)
+    figure.savefig(path.with_suffix(".png"), dpi=120)
+
+
+def draw_steps(axes: Axes, rows: list[Row]) -> None:
+    labels = [f"{row.case} {row.size}, {row.name}" for row in rows]
+    bars = axes.barh(labels, [row.ratio for row in rows], color=[COLORS[row.name] for row in rows])
     axes.bar_label(bars, fmt="%.2f", label_type="center", color="white")
     axes.margins(y=0.01)
     axes.axvline(1.0, color="black", linewidth=1)
     axes.invert_yaxis()
     axes.set_xlabel("time of a training step over that of torch's unconstrained layer and SGD")
-    figure.savefig(path.with_suffix(".png"), dpi=120)
+
+
+def draw_updates(axes: Axes, rows: list[Row]) -> None:
+    names = dict.fromkeys(row.name for row in rows)
+    curves = [Curve(name, [(int(row.size), row.milliseconds) for row in rows if row.name == name]) for name in names]
+    axes.set_xscale("log", base=2)
+    draw_curves(axes, curves, log=True)
+    axes.set(xlabel="n of a weight of n x n", ylabel="milliseconds of the update alone")
+    add_legend(axes)
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:

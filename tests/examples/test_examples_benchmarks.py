@@ -18,11 +18,11 @@ def test_every_case_is_timed_and_written(tmp_path: Path, capsys: pytest.CaptureF
     only = [case for case in run.CASES if case != "compile"]  # which takes a compiler and half a minute
     rows = run.main(["--quick", "--repetitions", "1", "--out", str(tmp_path), "--only", *only])
     cases = {"update", "update, complex", "linear", "rnn", "conv", "resnet9", "memory", "copying to loss 2"}
-    cases |= {"linear rnn", "distributed", "distributed, all-reduced"}
+    cases |= {"update, default", "linear rnn", "distributed", "distributed, all-reduced"}
     assert {row.case for row in rows} == cases
     assert all(row.ratio > 0 for row in rows)
     for case in ("linear", "rnn", "conv", "resnet9"):
-        assert {"dense", "factored"} <= {row.name for row in rows if row.case == case}
+        assert {"dense", "factored", "dense, default", "factored, default"} <= {r.name for r in rows if r.case == case}
     crossing = {row.name: row.ratio * 1024 / 4 for row in rows if row.case == "distributed, all-reduced"}
     assert crossing["dense, DDP"] == 64 * 64 + 64  # float32 numbers
     assert crossing["dense, thin_products_hook"] == 2 * 64 + 64
