@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_rounding
 from torch import nn
 
-from unitary_layers import StiefelConv2d, StiefelNet, attach
+from unitary_layers import OrthogonalConv2d, StiefelConv2d, StiefelNet, attach
 from unitary_layers.models.whitening import FLOOR
 from unitary_layers.testing import assert_unitary
 
@@ -42,6 +43,18 @@ def test_answers_are_white(taps, conv_layer):
     assert torch.allclose(found, expected, atol=10 * width * torch.finfo(torch.float32).eps * float(variances.max()))
     assert bool((stem.scale.diff() >= 0).all()), "the strongest directions first"
     assert float(found[0, 0]) == pytest.approx(1, abs=1e-2)
+
+
+def test_orthogonal_operators_stand_behind_the_same_stem():
+    nets = [StiefelNet((1,), (4,), conv_layer=layer) for layer in ("OrthogonalConv2d", "StiefelConv2d")]
+    for net in nets:
+        net.init_whitening(correlated())
+    orthogonal, orthonormal = nets
+    assert torch.equal(orthogonal.stem(correlated(2)), orthonormal.stem(correlated(2)))
+    convs = [m for m in orthogonal.stages.modules() if isinstance(m, OrthogonalConv2d)]
+    assert len(convs) == 2
+    x = torch.randn(2, 4, 8, 8)
+    assert_rounding(convs[1](x).norm(), x.norm(), n=4 * 8 * 8)
 
 
 def test_both_signs_of_the_answers_go_on_at_the_size_of_the_image():

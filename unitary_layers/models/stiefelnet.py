@@ -8,7 +8,7 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import StiefelConv2d
+from ..layers import OrthogonalConv2d, StiefelConv2d
 from ..layers.base.inputs import as_size
 from ..projunn import UpdateRule
 from .arguments import layer_of, rule_of
@@ -72,7 +72,8 @@ class StiefelNet(StagedClassifier):
         act_layer: class of an activation, or its name.
         update: the rule by which the kernels move, a dict of its options, or its variant, "D" or "T".
         init: start of the kernels.
-        conv_layer: :class:`StiefelConv2d`, or ``nn.Conv2d`` to compare with, or the name of either.
+        conv_layer: class of the convolutions, or its name: :class:`StiefelConv2d`; :class:`OrthogonalConv2d` for
+            operators that are orthogonal, not only their kernels, behind the same stem; ``nn.Conv2d`` to compare with.
         in_chans: channels of the image.
         num_classes: classes; 0 for no classifier.
         global_pool: "max", "avg", "avgmax", "catavgmax", or "" for none.
@@ -119,11 +120,12 @@ class StiefelNet(StagedClassifier):
             raise ValueError(f"expected as many depths as widths, got {tuple(depths)} and {tuple(widths)}")
         conv = layer_of("conv_layer", conv_layer) or StiefelConv2d
         rule = rule_of(update)
+        stem_conv = StiefelConv2d if conv is OrthogonalConv2d else conv  # a kernel that fit() may write
         if conv is not nn.Conv2d:  # which has no such options
-            conv = partial(conv, update=rule, init=init)
+            conv, stem_conv = (partial(layer, update=rule, init=init) for layer in (conv, stem_conv))
         norm = layer_of("norm_layer", norm_layer) or nn.BatchNorm2d
         act = layer_of("act_layer", act_layer) or nn.GELU
-        self.stem = WhiteningStem(as_size("in_chans", in_chans), as_size("stem_taps", stem_taps), conv, act, **dd)
+        self.stem = WhiteningStem(as_size("in_chans", in_chans), as_size("stem_taps", stem_taps), stem_conv, act, **dd)
         layers = {"conv_layer": conv, "norm_layer": norm, "act_layer": act, **dd}
         stages, before = [], self.stem.out_channels
         for depth, width in zip(depths, widths, strict=True):
