@@ -40,7 +40,7 @@ from common.shift_network import ShiftNetwork
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from unitary_layers.robust import LogitAnnealingLoss, boundary_distance, certified_radius, rows_of
+from unitary_layers.robust import LogitAnnealingLoss, boundary_distance, certified_radius
 
 RADII = (36 / 255, 72 / 255, 108 / 255)
 KINDS = ("certified", "unconstrained")
@@ -116,7 +116,7 @@ def radii_of(model: nn.Module, loader: Any, device: str) -> tuple[Tensor, Tensor
             logits = model(inputs)
             right.append(logits.argmax(dim=1) == targets)
             # the pooling of the plain network, a maximum, and those of the other have the constant 1
-            radii.append(certified_radius(logits, rows_of(head), model.lipschitz, targets))
+            radii.append(certified_radius(logits, head, model.lipschitz, targets))
     return torch.cat(right), torch.cat(radii)
 
 

@@ -57,6 +57,7 @@ LEVELS = (
     # what certificates need beside them
     ("robust.certificate", "robust.bracket", "robust.losses", "robust.channels"),
     ("robust.activation", "robust.centering", "robust.linear", "robust.pooling", "robust.reflect", "robust.shift"),
+    ("robust.bound",),
     ("robust",),
     ("conversion.report", "conversion.kinds", "conversion.swap", "conversion.plan", "conversion.values"),
     ("conversion.ties", "conversion.convert", "conversion"),

@@ -66,7 +66,7 @@ def test_radii_are_not_in_half_precision(dtype):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"expected logits \(..., classes\) and a weight .* got shapes \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"expected logits \(..., classes\) and a head .* got shapes \(2, 3\)"):
         certified_radius(randn(2, 3), randn(4, 5))
     with pytest.raises(ValueError, match="of two classes or more"):
         certified_radius(randn(2, 1), randn(1, 5))
@@ -133,6 +133,18 @@ def test_no_certificate_is_above_the_upper_bound_or_an_attack(seed):
         norm = change.flatten(1).norm(dim=1)[:, None, None, None]
         points = inputs + change * (0.999 * radii[:, None, None, None] / norm).clamp(max=1).nan_to_num(1)
     assert torch.equal(model(points).argmax(dim=1), targets)
+
+
+def test_a_head_stands_for_the_matrix_that_it_multiplies_by():
+    for head, matrix in (
+        (nn.Linear(4, 3), "weight"),
+        (UnitNormLinear(4, 3), "matrix"),
+        (UnitaryLinear(4, 3), "matrix"),
+    ):
+        logits = head(torch.randn(5, 4))
+        assert torch.equal(certified_radius(logits, head), certified_radius(logits, getattr(head, matrix)))
+    with pytest.raises(ValueError, match="expected a linear head, got a Sequential"):
+        certified_radius(logits, nn.Sequential(head))
 
 
 def test_the_upper_bound_of_a_linear_model_meets_its_certificate():

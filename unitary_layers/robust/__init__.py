@@ -2,12 +2,12 @@
 
 from .activation import AbsActivation as AbsActivation
 from .activation import HouseholderActivation as HouseholderActivation
+from .bound import lipschitz_bound as lipschitz_bound
 from .bracket import boundary_distance as boundary_distance
 from .centering import BatchCentering as BatchCentering
 from .centering import LayerCentering as LayerCentering
 from .certificate import certified_radius as certified_radius
 from .certificate import pool_lipschitz as pool_lipschitz
-from .certificate import rows_of as rows_of
 from .linear import UnitNormLinear as UnitNormLinear
 from .losses import CertificateRegularizer as CertificateRegularizer
 from .losses import LogitAnnealingLoss as LogitAnnealingLoss

@@ -5,7 +5,6 @@ pairs of classes.
 """
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,10 @@ POOLINGS = ("max", "avg", "norm")
 
 def rows_of(head: nn.Module) -> Tensor:
     """The rows ``(classes, features)`` by which a linear head multiplies: the matrix of one of ours, or the weight."""
-    return cast(Tensor, getattr(head, "matrix", head.weight))
+    rows = getattr(head, "matrix", getattr(head, "weight", None))
+    if not isinstance(rows, Tensor):
+        raise ValueError(f"expected a linear head, got a {type(head).__name__}")
+    return rows
 
 
 def row_distances(weight: Tensor) -> Tensor:
@@ -32,14 +34,18 @@ def row_distances(weight: Tensor) -> Tensor:
     return torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def certified_radius(logits: Tensor, weight: Tensor, lipschitz: float = 1.0, targets: Tensor | None = None) -> Tensor:
+def certified_radius(
+    logits: Tensor, head: nn.Module | Tensor, lipschitz: float = 1.0, targets: Tensor | None = None
+) -> Tensor:
     """The distance within which no input has another prediction; see Note [Distance to a boundary].
 
-    It is a proof up to the rounding of the logits. A tie has radius 0. The result is differentiable.
+    It is a proof, up to the rounding of the logits, where ``lipschitz`` is a bound of all that comes before the head,
+    which nobody looks at here: :func:`lipschitz_bound` finds one or refuses. A tie has radius 0. The result is
+    differentiable.
 
     Args:
         logits: ``(..., classes)``, of a linear head with any bias.
-        weight: ``(classes, features)``, of the head.
+        head: the linear head, or the matrix ``(classes, features)`` that it multiplies by.
         lipschitz: of the map from the input to the features, by whose norm distances are measured (Euclidean).
         targets: ``(...)``, the right classes, where the radius of an input with a wrong prediction shall be 0; the
             predicted classes if None.
@@ -48,18 +54,19 @@ def certified_radius(logits: Tensor, weight: Tensor, lipschitz: float = 1.0, tar
         Radii ``(...)``, in single precision or that of the logits if that is higher.
 
     Raises:
-        ValueError: for logits and a weight whose numbers of classes differ, fewer than two classes, or a constant that
+        ValueError: for logits and a head whose numbers of classes differ, fewer than two classes, or a constant that
             is not positive.
 
     Example:
         >>> head = torch.nn.Linear(8, 3)
         >>> features = torch.randn(5, 8)  # of a 1-Lipschitz network
-        >>> certified_radius(head(features), head.weight).shape
+        >>> certified_radius(head(features), head).shape
         torch.Size([5])
     """
+    weight = head if isinstance(head, Tensor) else rows_of(head)
     if weight.ndim != 2 or logits.ndim < 1 or logits.shape[-1] != len(weight) or len(weight) < 2:
         raise ValueError(
-            f"expected logits (..., classes) and a weight (classes, features) of two classes or more, got shapes "
+            f"expected logits (..., classes) and a head (classes, features) of two classes or more, got shapes "
             f"{tuple(logits.shape)} and {tuple(weight.shape)}"
         )
     if not lipschitz > 0:

@@ -37,7 +37,7 @@ class UnitNormLinear(nn.Module):
     Example:
         >>> from unitary_layers.robust import certified_radius
         >>> head = UnitNormLinear(16, 10)
-        >>> certified_radius(head(torch.randn(4, 16)), head.matrix).shape
+        >>> certified_radius(head(torch.randn(4, 16)), head).shape
         torch.Size([4])
     """
 

@@ -1,0 +1,156 @@
+"""How far outputs may be apart, over how far the inputs are: of a module, from the layers it is made of."""
+
+import math
+import operator
+from functools import singledispatch
+
+import torch
+from torch import nn
+
+from ..layers import GroupSort, UnitaryLinear
+from ..layers.base.inputs import as_sides
+from ..layers.conv.orthogonal import OrthogonalConvNd
+from ..layers.conv.orthogonal_transpose import OrthogonalConvTransposeNd
+from ..layers.conv.stiefelnd import StiefelNd
+from .activation import AbsActivation, HouseholderActivation
+from .centering import BatchCentering, LayerCentering
+from .certificate import rows_of
+from .linear import UnitNormLinear
+from .pooling import NormPool, ProjectionPool
+from .reflect import ReflectBlock
+from .shift import SpatialShift
+
+# Note [Known bounds]
+# The constant of a chain is at most the product of those of its links. A constant is known of few layers: isometries
+# and their adjoints, elementwise functions of slopes up to 1, permutations, paddings with zeros, poolings of windows
+# that do not overlap, matrices by their largest singular value. What is unknown is refused, and not taken for 1: a
+# certificate would else prove what is false. Dropout and batch norm are known in evaluation only, where the one is the
+# identity and the other an affine map.
+
+
+@singledispatch
+def lipschitz_bound(module: nn.Module) -> float:
+    """By how much a module enlarges the Euclidean distance of two inputs at most; see Note [Known bounds].
+
+    Known are the layers of this package that keep distances, those of PyTorch that do not enlarge them, ``nn.Linear``,
+    batch norms in evaluation, and ``nn.Sequential`` of such, nested as one likes. The bound of a chain is the product,
+    which may be far above the truth.
+
+    A module of one's own becomes known by ``lipschitz_bound.register(Mine, lambda module: 1.0)``, and then whatever
+    contains it.
+
+    Args:
+        module: in evaluation, where that makes a difference.
+
+    Returns:
+        A bound, up to rounding; 1.0 for a chain that enlarges no distance.
+
+    Raises:
+        ValueError: for a module of which no bound is known.
+
+    Example:
+        >>> from unitary_layers import OrthogonalConv2d
+        >>> lipschitz_bound(torch.nn.Sequential(OrthogonalConv2d(3, 8, 3, padding=1), torch.nn.ReLU()))
+        1.0
+    """
+    raise ValueError(
+        f"expected a module of which a Lipschitz bound is known, got a {type(module).__name__}; "
+        "lipschitz_bound.register(its class, a function of it) makes one known"
+    )
+
+
+@lipschitz_bound.register
+def _(module: nn.Sequential) -> float:
+    if type(module).forward is not nn.Sequential.forward:
+        raise ValueError(f"expected the forward pass of nn.Sequential, got one of {type(module).__name__} itself")
+    bound = 1.0
+    for name, child in module.named_children():
+        try:
+            bound *= lipschitz_bound(child)
+        except ValueError as error:
+            raise ValueError(f"at {name!r}: {error}") from None
+    return bound
+
+
+@lipschitz_bound.register
+def _(module: StiefelNd) -> float:
+    return module.lipschitz
+
+
+@lipschitz_bound.register
+def _(module: UnitaryLinear) -> float:
+    if module.quantiser is not None:
+        raise ValueError("expected a UnitaryLinear without weight_bits: a rounded weight is not unitary")
+    return 1.0
+
+
+@lipschitz_bound.register(nn.Linear)
+@lipschitz_bound.register(UnitNormLinear)
+@torch.no_grad()
+def _(module: nn.Module) -> float:
+    return float(torch.linalg.matrix_norm(rows_of(module), 2))
+
+
+@lipschitz_bound.register
+def _(module: nn.LeakyReLU) -> float:
+    return max(1.0, abs(module.negative_slope))
+
+
+def _of_windows(module: nn.MaxPool2d | nn.AvgPool2d) -> float:
+    """The mean of k numbers changes by at most 1 / sqrt(k) of what they do, their maximum by all of it."""
+    dims = next(i for i, pair in enumerate(zip(MAXIMA, MEANS, strict=True), 1) if isinstance(module, pair))
+    sizes, strides = (as_sides(name, getattr(module, name), dims) for name in ("kernel_size", "stride"))
+    has_gaps = as_sides("dilation", getattr(module, "dilation", 1), dims) != (1,) * dims
+    if has_gaps or getattr(module, "divisor_override", None) or any(map(operator.lt, strides, sizes)):
+        raise ValueError(f"expected a pooling of windows that do not overlap, got {module}")
+    is_full = isinstance(module, MEANS) and not module.ceil_mode and not any(as_sides("p", module.padding, dims, 0))
+    return 1 / math.sqrt(math.prod(sizes)) if is_full else 1.0
+
+
+def _of_all(module: nn.AdaptiveMaxPool2d | nn.AdaptiveAvgPool2d) -> float:
+    sizes = module.output_size
+    if any(size != 1 for size in (sizes if isinstance(sizes, (tuple, list)) else (sizes,))):
+        raise ValueError(f"expected a pooling to size 1, got {module}: the windows of others may overlap")
+    return 1.0
+
+
+def _in_evaluation(module: nn.Module) -> float:
+    if module.training:
+        raise ValueError(f"expected a {type(module).__name__} in evaluation, got one in training")
+    return 1.0
+
+
+@torch.no_grad()
+def _of_statistics(module: nn.BatchNorm2d) -> float:
+    _in_evaluation(module)
+    if module.running_var is None:
+        raise ValueError(f"expected running statistics, got a {type(module).__name__} without")
+    scale = (module.running_var + module.eps).rsqrt()
+    return float((scale if module.weight is None else scale * module.weight.abs()).max())
+
+
+# What enlarges no distance.
+ONES = (
+    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign),
+    *(GroupSort, AbsActivation, HouseholderActivation, SpatialShift, NormPool, ProjectionPool, LayerCentering),
+    *(ReflectBlock, OrthogonalConvNd, OrthogonalConvTransposeNd),
+)
+MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+MEANS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+ADAPTIVE = (
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+for kinds, bound in (
+    (ONES, lambda module: 1.0),
+    (MAXIMA + MEANS, _of_windows),
+    (ADAPTIVE, _of_all),
+    ((*DROPOUTS, BatchCentering), _in_evaluation),
+    (NORMS, _of_statistics),
+):
+    for kind in kinds:
+        lipschitz_bound.register(kind, bound)
