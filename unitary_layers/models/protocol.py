@@ -68,11 +68,7 @@ class StagedClassifier(UnitaryMethods):
             for i, (c, r) in enumerate(zip(channels, reductions, strict=True))
         ]
         self.num_features = channels[-1]
-        self.head_hidden_size = self._pooled_features()
-
-    def _pooled_features(self) -> int:
-        """What the classifier sees; timm's head says so itself from 1.0.28 on."""
-        return self.head.in_features * self.head.global_pool.feat_mult()
+        self.head_hidden_size = self.head.num_features
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The features before pooling ``(b, num_features, h / reduction, w / reduction)``."""
@@ -165,4 +161,4 @@ class StagedClassifier(UnitaryMethods):
         """A new classifier, or none for 0 classes; ``global_pool`` None keeps the pooling."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
-        self.head_hidden_size = self._pooled_features()
+        self.head_hidden_size = self.head.num_features
