@@ -17,7 +17,7 @@ from timing import interleaved, peak_bytes
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from unitary_layers import OrthogonalConv2d, UnitaryLinear, UnitaryRNN, UpdateRule, projunn_step
+from unitary_layers import OrthogonalConv2d, StiefelConv2d, UnitaryLinear, UnitaryRNN, UpdateRule, projunn_step
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -119,8 +119,9 @@ def convolution(channels: int, size: int, repetitions: int, batch: int = 64, wit
     x = torch.randn(batch, channels, size, size, requires_grad=True)
     layers = {"nn.Conv2d 3 x 3": nn.Conv2d(channels, channels, 3, padding=1, bias=False)}
     layers |= _ways(partial(OrthogonalConv2d, channels, channels, input_size=size, bias=False))
-    for name, rule in {"local 3 x 3": PAPER, "local 3 x 3, default": DEFAULT}.items():
-        layers[name] = OrthogonalConv2d(channels, channels, 3, bias=False, update=rule)
+    for end, rule in {"": PAPER, ", default": DEFAULT}.items():
+        for name, kind in {"local 3 x 3": OrthogonalConv2d, "orthonormal 3 x 3": StiefelConv2d}.items():
+            layers[name + end] = kind(channels, channels, 3, padding=1, bias=False, update=rule)
     layers |= peers.convolutions(channels, size) if with_peers else {}
     shape = f"{channels} x {size} x {size}"
     return rows_of("conv", shape, _training(layers, x), repetitions, "nn.Conv2d 3 x 3")

@@ -47,8 +47,8 @@ FULL = (
     "update",
 )  # what heats the machine comes last
 CASES = (*FULL, "copying", "distributed")
-COLORS = {"dense": "C7", "factored": "C0", "local 3 x 3": "C1"}  # of the bars of ours, by the paper's rule
-COLORS |= {f"{name}, default": color for name, color in zip(COLORS, ("C2", "C3", "C4"), strict=True)}
+COLORS = dict.fromkeys(("dense", "factored", "local 3 x 3", "orthonormal 3 x 3"), "C7")  # of bars, by the paper's rule
+COLORS |= {f"{name}, default": "C0" for name in COLORS}
 
 
 def parser() -> argparse.ArgumentParser:
