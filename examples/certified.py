@@ -46,7 +46,7 @@ RADII = (36 / 255, 72 / 255, 108 / 255)
 KINDS = ("certified", "unconstrained")
 NETWORKS = ("plain", "shift")
 FIELDS = ("model", "radius", "clean", "certified", "attacked", "bounded")
-EVALUATION = ("attacked", "attack_steps", "kinds")  # options that a resumed run may change
+EVALUATION = ("attacked", "attack_steps", "kinds", "radii")  # options that a resumed run may change
 LAYOUT = {"depths": (2, 2), "widths": (16, 64), "stem_width": 16, "stem_stride": 2}
 QUICK = {"images": "digits", "epochs": 5}
 
@@ -129,13 +129,13 @@ def first_images(args: argparse.Namespace, loader: Any) -> tuple[Tensor, Tensor]
 def upper_bounds(args: argparse.Namespace, model: nn.Module, loader: Any) -> dict[float, dict[str, float]]:
     """Of the first test images, at each radius: the share that stays right under attack, and of those whose nearest
     known change of the prediction is further away."""
-    generator, right, attacked = torch.Generator().manual_seed(args.seed), [], {radius: [] for radius in RADII}
+    generator, right, attacked = torch.Generator().manual_seed(args.seed), [], {radius: [] for radius in args.radii}
     model.requires_grad_(False)
     inputs, targets = first_images(args, loader)
     for x, y in zip(inputs.split(args.batch_size), targets.split(args.batch_size), strict=True):
         distances = boundary_distance(model, x)
         right.append(distances.where(model(x).argmax(dim=1) == y, 0.0))
-        for radius in RADII:
+        for radius in args.radii:
             images = pgd_attack(model, x, y, radius, args.attack_steps, generator)
             attacked[radius].append(model(images).argmax(dim=1) == y)
     distances = torch.cat(right)
@@ -144,7 +144,7 @@ def upper_bounds(args: argparse.Namespace, model: nn.Module, loader: Any) -> dic
             "attacked": torch.cat(attacked[radius]).double().mean().item(),
             "bounded": (distances > radius).double().mean().item(),
         }
-        for radius in RADII
+        for radius in args.radii
     }
 
 
@@ -152,11 +152,11 @@ def evaluate(args: argparse.Namespace, kind: str, model: nn.Module, loader: Any)
     """The rows of one network, and the certified radii of the test images."""
     right, radii = radii_of(model, loader, args.device)
     clean, rows, above = right.double().mean().item(), [], upper_bounds(args, model, loader)
-    for radius in RADII:
+    for radius in args.radii:
         certified = (radii > radius).double().mean().item()
         rows.append({"model": kind, "radius": radius, "clean": clean, "certified": certified, **above[radius]})
         values = ", ".join(f"{name} {rows[-1][name]:.3f}" for name in FIELDS[2:])
-        print(f"{kind}, radius {radius * 255:.0f}/255: {values}", flush=True)
+        print(f"{kind}, radius {radius:.4g}: {values}", flush=True)
     return rows, radii
 
 
@@ -164,7 +164,7 @@ def draw(path: Path, title: str, rows: list[dict[str, Any]], radii: dict[str, Te
     """Accuracy against radius: what is proved as lines, what withstands the attack as points."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    grid = torch.linspace(0, 1.5 * RADII[-1], 100, dtype=torch.float64)
+    grid = torch.linspace(0, 1.5 * max(row["radius"] for row in rows), 100, dtype=torch.float64)
     curves = []
     for color, kind in zip(("C0", "C1"), radii, strict=False):
         chosen = [row for row in rows if row["model"] == kind]
@@ -195,6 +195,7 @@ def parser() -> argparse.ArgumentParser:
     add("--annealing", type=number, default=0.0, help="of that loss: its power")
     add("--kinds", choices=KINDS, nargs="+", default=KINDS, help="networks to train")
     add("--conv-lr", type=number, default=1e-3, help="learning rate of the unconstrained network")
+    add("--radii", type=number, nargs="+", default=RADII, help="Euclidean, of pixels in [0, 1]; such as 36/255")
     add("--attacked", type=int, default=1000, help="test images that are attacked")
     add("--attack-steps", type=int, default=20, help="steps of the attack")
     add("--out", type=Path, default=Path("runs/certified"), help="folder of the results")
@@ -208,6 +209,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("attacked", "attack_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if min(args.radii) <= 0:
+        raise ValueError(f"--radii must be positive, got {args.radii}")
     for name in ("mixup", "smoothing"):
         if getattr(args, name):
             raise ValueError(f"--{name} does not fit the certified network and its loss of margins")

@@ -96,16 +96,22 @@ def test_images_in_memory_are_moved_and_mirrored_in_training_alone():
     assert all(torch.equal(x, again) for (x, _), (again, _) in zip(batches, moving, strict=True))
 
 
-SHIFTS = ("--network", "shift", "--patch", "2", "--widths", "8", "16", "--depths", "1", "1", "--kinds", "certified")
+RADII = (0.1, 1 / 3)
+LAYOUT = ("--patch", "2", "--widths", "8", "16", "--depths", "1", "1")
+SHIFTS = ("--radii", "0.1", "1/3", "--network", "shift", *LAYOUT, "--kinds", "certified")
 
 
-@pytest.mark.parametrize(("network", "kinds"), [((), certified.KINDS), (SHIFTS, certified.KINDS[:1])], ids=str)
-def test_script_writes_a_table_in_which_proofs_are_below_attacks(tmp_path: Path, network, kinds):
+@pytest.mark.parametrize(
+    ("network", "kinds", "radii"),
+    [((), certified.KINDS, certified.RADII), (SHIFTS, certified.KINDS[:1], RADII)],
+    ids=["plain", "shift"],
+)
+def test_script_writes_a_table_in_which_proofs_are_below_attacks(tmp_path: Path, network, kinds, radii):
     options = ["--epochs", "1", "--batch-size", "256", "--attacked", "360", "--attack-steps", "3", "--device", "cpu"]
     certified.main(["--quick", *options, *network, "--threads", "1", "--out", str(tmp_path)])
     with (tmp_path / "certified.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["model"], float(row["radius"])) for row in rows] == [(k, r) for k in kinds for r in certified.RADII]
+    assert [(row["model"], float(row["radius"])) for row in rows] == [(k, r) for k in kinds for r in radii]
     for row in rows:
         assert float(row["certified"]) <= min(float(row["attacked"]), float(row["bounded"]))
         assert max(float(row["attacked"]), float(row["bounded"])) <= float(row["clean"])
@@ -116,6 +122,8 @@ def test_script_writes_a_table_in_which_proofs_are_below_attacks(tmp_path: Path,
 def test_bad_options_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match="--attacked must be at least 1, got 0"):
         certified.main(["--attacked", "0", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="--radii must be positive"):
+        certified.main(["--radii", "0.1", "0", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="--mixup does not fit"):
         certified.main(["--mixup", "0.2", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="--scale and --img-size need images that are decoded"):
