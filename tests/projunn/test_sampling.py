@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from strategies import DTYPES, batches, dtypes, eps, seeds, sizes, wide
 from torch import Tensor
 
-from unitary_layers.linalg import haar_unitary
+from unitary_layers.linalg import LowRank, haar_unitary
 from unitary_layers.projunn import DenseGradient, low_rank
-from unitary_layers.projunn.sampling import SAMPLERS
+from unitary_layers.projunn.sampling import SAMPLERS, projected, recompressed
 
 NAMES = tuple(SAMPLERS)
 
@@ -177,3 +177,19 @@ def test_huge_but_finite_gradients_are_finite():
     assert not DenseGradient(torch.tensor([[1.0, math.nan]])).is_finite()
     assert not DenseGradient(torch.tensor([[math.inf, -math.inf]])).is_finite()
     assert not DenseGradient(torch.tensor([[1.0, complex(0, math.nan)]])).is_finite()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rank", [1, 6])
+@pytest.mark.parametrize("smallest", [-30, -20, -5])
+def test_a_sum_of_thin_matrices_of_any_size_is_recompressed(dtype, rank, smallest):
+    """Columns of a small rank, the smallest of which underflow when squared, as of a momentum of like gradients."""
+    columns = 224
+    left = torch.randn(300, rank, dtype=dtype, generator=generator(1))
+    left = left @ torch.randn(rank, columns, dtype=dtype, generator=generator(2))
+    left = left * torch.logspace(0, smallest, columns, dtype=wide(left).abs().dtype).to(left.abs().dtype)
+    right = torch.randn(300, columns, dtype=dtype, generator=generator(3)) / math.sqrt(300)
+    matrix = LowRank(left, right)
+    for compressed in (projected(matrix, 128), recompressed(matrix, 128)):
+        error = (compressed.matrix() - matrix.matrix()).norm() / matrix.matrix().norm()
+        assert float(error) <= 10 * columns * eps(dtype)

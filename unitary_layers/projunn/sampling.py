@@ -20,6 +20,7 @@ from ..linalg import LowRank, orthonormal_basis
 from ..linalg.check import PRECISE, check_generator, check_matrix
 from ..linalg.lowrank import k_major, qr, unit_columns
 from ..linalg.transforms import is_transformed
+from ..linalg.unitary import double
 from .gradient import DenseGradient, FactoredGradient, GradientOperator
 from .noise import Source, noise
 
@@ -162,12 +163,13 @@ def projected(matrix: LowRank, rank: int) -> LowRank:
     """As :func:`recompressed`, in half of its time, of a matrix whose right factor is of order 1.
 
     The right singular vectors are found as eigenvectors of a c x c Gram matrix, so that what is below the square root
-    of the rounding unit, relative to the largest singular value, may be lost.
+    of the rounding unit, relative to the largest singular value, may be lost. In double precision, for in single LAPACK
+    gives up on a matrix of small rank with columns of many sizes, the smallest of which underflow when squared.
     """
     right, r = qr(matrix.right)
     left = matrix.left @ r.mH
     scaled = left / _at_least_tiny(left.abs().amax(dim=(-2, -1), keepdim=True))
-    kept = torch.linalg.eigh(scaled.mH @ scaled).eigenvectors[..., -rank:]
+    kept = torch.linalg.eigh(double(scaled.mH @ scaled)).eigenvectors[..., -rank:].to(left.dtype)
     return LowRank(k_major(left @ kept), k_major(right @ kept))
 
 
