@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import timm
 import torch
 from closeness import assert_rounding
 from hypothesis import given
@@ -19,6 +20,7 @@ from unitary_layers import (
     UnitaryLinear,
     UnitaryRNN,
 )
+from unitary_layers.linalg.unitary import double
 from unitary_layers.robust import (
     AbsActivation,
     BatchCentering,
@@ -58,7 +60,6 @@ KEEPING = {
     "relu": nn.ReLU,
     "leaky": lambda: nn.LeakyReLU(-1.5),
     "tanh": nn.Tanh,
-    "softplus": lambda: nn.Softplus(3),
     "layer centering": lambda: LayerCentering(list(SHAPE), **DD),
     "batch centering": lambda: BatchCentering(4, **DD),
     "batch norm": lambda: normed(4),
@@ -118,6 +119,7 @@ UNKNOWN = {
     "a convolution": lambda: nn.Conv2d(4, 4, 3),
     "a norm": lambda: nn.LayerNorm(6),
     "gelu": nn.GELU,
+    "softplus, which jumps where it becomes linear": lambda: nn.Softplus(threshold=0),
     "a recurrence": lambda: UnitaryRNN(6, 6),
     "modrelu": lambda: ModReLU(4),
     "a rounded weight": lambda: UnitaryLinear(6, 6, weight_bits=4),
@@ -143,13 +145,44 @@ def test_what_training_changes_is_refused_there(name):
         lipschitz_bound(KNOWN[name]().train())
 
 
-def test_a_sequential_with_a_forward_of_its_own_is_refused():
-    class Residual(nn.Sequential):
-        def forward(self, x):
-            return x + super().forward(x)
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
 
-    with pytest.raises(ValueError, match="got one of Residual itself"):
-        lipschitz_bound(Residual(nn.ReLU()))
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Shown(nn.Linear):
+    def extra_repr(self) -> str:
+        return "mine"
+
+
+@pytest.mark.parametrize(
+    "module", [Residual(nn.ReLU()), Doubled(3, 3), timm.layers.BatchNormAct2d(3, act_layer=nn.SiLU)]
+)
+def test_a_subclass_with_a_forward_of_its_own_is_refused(module):
+    with pytest.raises(ValueError, match=f"got one of {type(module).__name__} itself"):
+        lipschitz_bound(module.eval())
+
+
+def test_a_subclass_with_the_same_forward_is_known():
+    module = Shown(3, 3)
+    assert lipschitz_bound(module) == pytest.approx(float(torch.linalg.matrix_norm(module.weight.detach(), 2)))
+
+
+def test_a_layer_that_is_used_twice_counts_twice():
+    layer = nn.Linear(6, 6, **DD)
+    shared = nn.Sequential(layer, nn.ReLU(), layer)
+    assert lipschitz_bound(shared) == pytest.approx(lipschitz_bound(layer) ** 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64])
+def test_matrices_of_other_dtypes(dtype):
+    module = nn.Linear(6, 6, dtype=dtype)
+    assert lipschitz_bound(module) == pytest.approx(float(torch.linalg.matrix_norm(double(module.weight.detach()), 2)))
 
 
 def test_a_module_of_ones_own_becomes_known():

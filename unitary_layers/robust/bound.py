@@ -2,7 +2,9 @@
 
 import math
 import operator
-from functools import singledispatch
+from collections.abc import Callable
+from functools import partial, singledispatch
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,7 +13,9 @@ from ..layers import GroupSort, UnitaryLinear
 from ..layers.base.inputs import as_sides
 from ..layers.conv.orthogonal import OrthogonalConvNd
 from ..layers.conv.orthogonal_transpose import OrthogonalConvTransposeNd
-from ..layers.conv.stiefelnd import StiefelNd
+from ..layers.conv.stiefel import StiefelConvNd
+from ..layers.conv.stiefel_transpose import StiefelConvTransposeNd
+from ..linalg.unitary import double
 from .activation import AbsActivation, HouseholderActivation
 from .centering import BatchCentering, LayerCentering
 from .certificate import rows_of
@@ -24,8 +28,11 @@ from .shift import SpatialShift
 # The constant of a chain is at most the product of those of its links. A constant is known of few layers: isometries
 # and their adjoints, elementwise functions of slopes up to 1, permutations, paddings with zeros, poolings of windows
 # that do not overlap, matrices by their largest singular value. What is unknown is refused, and not taken for 1: a
-# certificate would else prove what is false. Dropout and batch norm are known in evaluation only, where the one is the
-# identity and the other an affine map.
+# certificate would else prove what is false. So is a subclass with a forward pass of its own, such as a batch norm with
+# an activation. Dropout and batch norm are known in evaluation only, where the one is the identity and the other an
+# affine map.
+
+Bound = TypeVar("Bound", bound=Callable[[Any], float])
 
 
 @singledispatch
@@ -46,7 +53,7 @@ def lipschitz_bound(module: nn.Module) -> float:
         A bound, up to rounding; 1.0 for a chain that enlarges no distance.
 
     Raises:
-        ValueError: for a module of which no bound is known.
+        ValueError: for a module of which no bound is known, or none in training.
 
     Example:
         >>> from unitary_layers import OrthogonalConv2d
@@ -59,12 +66,27 @@ def lipschitz_bound(module: nn.Module) -> float:
     )
 
 
-@lipschitz_bound.register
-def _(module: nn.Sequential) -> float:
-    if type(module).forward is not nn.Sequential.forward:
-        raise ValueError(f"expected the forward pass of nn.Sequential, got one of {type(module).__name__} itself")
+def _known(*kinds: type[nn.Module]) -> Callable[[Bound], Bound]:
+    """Makes a function the bound of some classes, and of their subclasses with the same forward pass."""
+
+    def decorated(bound: Bound) -> Bound:
+        for kind in kinds:
+            lipschitz_bound.register(kind, partial(_with_forward_of, kind, bound))
+        return bound
+
+    return decorated
+
+
+def _with_forward_of(kind: type[nn.Module], bound: Callable[[Any], float], module: nn.Module) -> float:
+    if type(module).forward is not kind.forward:
+        raise ValueError(f"expected the forward pass of {kind.__name__}, got one of {type(module).__name__} itself")
+    return bound(module)
+
+
+@_known(nn.Sequential)
+def _of_chain(module: nn.Sequential) -> float:
     bound = 1.0
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # named_children() would skip the second use of a layer
         try:
             bound *= lipschitz_bound(child)
         except ValueError as error:
@@ -72,30 +94,43 @@ def _(module: nn.Sequential) -> float:
     return bound
 
 
-@lipschitz_bound.register
-def _(module: StiefelNd) -> float:
+@_known(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
+@_known(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+@_known(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Softsign)
+@_known(GroupSort, AbsActivation, HouseholderActivation, SpatialShift, NormPool, ProjectionPool, LayerCentering)
+@_known(ReflectBlock, OrthogonalConvNd, OrthogonalConvTransposeNd)
+def _one(module: nn.Module) -> float:
+    return 1.0
+
+
+@_known(StiefelConvNd, StiefelConvTransposeNd)
+def _of_orthonormal_kernel(module: StiefelConvNd | StiefelConvTransposeNd) -> float:
     return module.lipschitz
 
 
-@lipschitz_bound.register
-def _(module: UnitaryLinear) -> float:
+@_known(UnitaryLinear)
+def _of_unitary(module: UnitaryLinear) -> float:
     if module.quantiser is not None:
         raise ValueError("expected a UnitaryLinear without weight_bits: a rounded weight is not unitary")
     return 1.0
 
 
-@lipschitz_bound.register(nn.Linear)
-@lipschitz_bound.register(UnitNormLinear)
+@_known(nn.Linear, UnitNormLinear)
 @torch.no_grad()
-def _(module: nn.Module) -> float:
-    return float(torch.linalg.matrix_norm(rows_of(module), 2))
+def _of_matrix(module: nn.Module) -> float:
+    return float(torch.linalg.matrix_norm(double(rows_of(module)), 2))
 
 
-@lipschitz_bound.register
-def _(module: nn.LeakyReLU) -> float:
+@_known(nn.LeakyReLU)
+def _of_slope(module: nn.LeakyReLU) -> float:
     return max(1.0, abs(module.negative_slope))
 
 
+MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+MEANS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+
+
+@_known(*MAXIMA, *MEANS)
 def _of_windows(module: nn.MaxPool2d | nn.AvgPool2d) -> float:
     """The mean of k numbers changes by at most 1 / sqrt(k) of what they do, their maximum by all of it."""
     dims = next(i for i, pair in enumerate(zip(MAXIMA, MEANS, strict=True), 1) if isinstance(module, pair))
@@ -107,6 +142,8 @@ def _of_windows(module: nn.MaxPool2d | nn.AvgPool2d) -> float:
     return 1 / math.sqrt(math.prod(sizes)) if is_full else 1.0
 
 
+@_known(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+@_known(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 def _of_all(module: nn.AdaptiveMaxPool2d | nn.AdaptiveAvgPool2d) -> float:
     sizes = module.output_size
     if any(size != 1 for size in (sizes if isinstance(sizes, (tuple, list)) else (sizes,))):
@@ -114,12 +151,14 @@ def _of_all(module: nn.AdaptiveMaxPool2d | nn.AdaptiveAvgPool2d) -> float:
     return 1.0
 
 
+@_known(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, BatchCentering)
 def _in_evaluation(module: nn.Module) -> float:
     if module.training:
         raise ValueError(f"expected a {type(module).__name__} in evaluation, got one in training")
     return 1.0
 
 
+@_known(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 @torch.no_grad()
 def _of_statistics(module: nn.BatchNorm2d) -> float:
     _in_evaluation(module)
@@ -127,30 +166,3 @@ def _of_statistics(module: nn.BatchNorm2d) -> float:
         raise ValueError(f"expected running statistics, got a {type(module).__name__} without")
     scale = (module.running_var + module.eps).rsqrt()
     return float((scale if module.weight is None else scale * module.weight.abs()).max())
-
-
-# What enlarges no distance.
-ONES = (
-    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
-    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign),
-    *(GroupSort, AbsActivation, HouseholderActivation, SpatialShift, NormPool, ProjectionPool, LayerCentering),
-    *(ReflectBlock, OrthogonalConvNd, OrthogonalConvTransposeNd),
-)
-MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-MEANS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-ADAPTIVE = (
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-)
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-for kinds, bound in (
-    (ONES, lambda module: 1.0),
-    (MAXIMA + MEANS, _of_windows),
-    (ADAPTIVE, _of_all),
-    ((*DROPOUTS, BatchCentering), _in_evaluation),
-    (NORMS, _of_statistics),
-):
-    for kind in kinds:
-        lipschitz_bound.register(kind, bound)
