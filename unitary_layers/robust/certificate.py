@@ -54,8 +54,8 @@ def certified_radius(
         Radii ``(...)``, in single precision or that of the logits if that is higher.
 
     Raises:
-        ValueError: for logits and a head whose numbers of classes differ, fewer than two classes, or a constant that
-            is not positive.
+        ValueError: for a head that is not linear, logits and a head whose numbers of classes differ, fewer than two
+            classes, or a constant that is not positive.
 
     Example:
         >>> head = torch.nn.Linear(8, 3)
