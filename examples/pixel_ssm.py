@@ -1,14 +1,15 @@
-"""Images read one pixel a step by `unissm_pixel_projunn`: two unitary state space layers with gated units.
+"""Images read one pixel a step by `unissm_pixel_projunn`: unitary state space layers with gated units, two if not told.
 
 The unitary weights move by their rule, attached to AdamW, which moves all others; the rates rise over the first steps
 and fall to zero by a cosine. Phases and decays take a tenth of the rate: over hundreds of steps a small change of an
 angle turns a state far. `--basis` compares what the unitary weights do: learnt, random and frozen, or none at all (the
-identity). `--shift` moves each training image by up to so many pixels in both directions, before its pixels are
-permuted.
+identity). `--shift` moves each training image by up to so many pixels in both directions, and `--flip` mirrors every
+other one, before its pixels are permuted. The pixels of CIFAR-10 have three numbers each.
 
     python examples/pixel_ssm.py --quick
     python examples/pixel_ssm.py --permute --shift 1 --epochs 9 --out runs/pixel_ssm/learnt
     python examples/pixel_ssm.py --permute --shift 1 --epochs 9 --basis frozen --out runs/pixel_ssm/frozen
+    python examples/pixel_ssm.py --images cifar10 --shift 4 --flip --widths 64 192 256 --blocks 2 2 1 --pool avg
     python examples/report.py runs/pixel_ssm
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 import timm
 import torch
 from common.curves import draw_runs
-from common.images import IMAGE_SETS, load_images
+from common.images import ALL_SETS, load_images
 from common.log import Row
 from common.options import number, parsed
 from common.pixels import Pixels, PixelsRun, moved
@@ -34,7 +35,7 @@ from torch.optim.lr_scheduler import LambdaLR
 import unitary_layers  # registers the model
 
 BASES = ("learnt", "frozen", "none")
-QUICK = {"images": "digits", "epochs": 3, "width": 16}
+QUICK = {"images": "digits", "epochs": 3, "widths": (16, 16)}
 
 
 class OrderedPixels(Pixels):
@@ -44,30 +45,34 @@ class OrderedPixels(Pixels):
         source: as `load_images` gives it.
         permute: a random order in the place of rows one after another.
         shift: pixels by which a training image is moved at most, before its pixels are put in order.
+        flip: whether training images are mirrored at random.
 
     Attributes:
         order: where each pixel comes from.
         blank: the value of a pixel that is moved in.
     """
 
-    def __init__(self, source: dict[str, Any], permute: bool, shift: int) -> None:
+    def __init__(self, source: dict[str, Any], permute: bool, shift: int = 0, flip: bool = False) -> None:
         super().__init__(source)
-        count = self.train[0][0].numel()
+        count = self.train[0][0, 0].numel()
         self.order = torch.arange(count)
         if permute:
             self.order = torch.randperm(count, generator=torch.Generator().manual_seed(PERMUTATION_SEED))
-        self.shift, self.blank = shift, float(self.train[0].min())
+        self.shift, self.flip, self.blank = shift, flip, float(self.train[0].min())
 
     def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         images, labels = super().batch(index, generator)
+        if self.flip:
+            is_mirrored = torch.rand(len(index), generator=generator) < 0.5
+            images = torch.where(is_mirrored[:, None, None, None], images.flip(3), images)
         if self.shift:
             places = torch.randint(2 * self.shift + 1, (2, len(index)), generator=generator).T
             images = moved(images, places, self.shift, self.blank)
         return self.shown(images), labels
 
     def shown(self, images: Tensor) -> Tensor:
-        """Images `(count, 1, h, w)` with their pixels in the order of this task."""
-        return images.flatten(1)[:, self.order].view_as(images)
+        """Images `(count, c, h, w)` with their pixels in the order of this task."""
+        return images.flatten(2)[..., self.order].view_as(images)
 
 
 class PixelRun(PixelsRun):
@@ -76,11 +81,10 @@ class PixelRun(PixelsRun):
     clip = 1.0
 
     def __init__(self, args: argparse.Namespace) -> None:
-        data = OrderedPixels(load_images(args.images, args.root), args.permute, args.shift)
+        data = OrderedPixels(load_images(args.images, args.root), args.permute, args.shift, args.flip)
         super().__init__(args, data)
         torch.manual_seed(args.seed)
-        init = "identity" if args.basis == "none" else "haar"
-        self.model = timm.create_model("unissm_pixel_projunn", widths=(args.width, args.width), init=init)
+        self.model = make_model(args, data.train[0].size(1))
         self.optimizer = make_optimizer(args, self.model)
         steps = self.per_epoch * args.epochs
         self.scheduler = LambdaLR(self.optimizer, lambda step: rate(step, min(200, steps // 10), steps))
@@ -100,6 +104,21 @@ class PixelRun(PixelsRun):
         save_model(self.model, str(self.args.out / "model.safetensors"))
         draw_runs(self.args.out / "curves.png", {self.args.basis: self.log.rows}, **self.summary)
         return self.log.rows
+
+
+def make_model(args: argparse.Namespace, channels: int) -> nn.Module:
+    """The model that the options name."""
+    blocks = args.blocks or (2, *[1] * (len(args.widths) - 1))
+    return timm.create_model(
+        "unissm_pixel_projunn",
+        widths=args.widths,
+        block_sizes=blocks,
+        embed_dim=channels,
+        in_chans=channels,
+        global_pool=args.pool,
+        drop_rate=args.dropout,
+        init="identity" if args.basis == "none" else "haar",
+    )
 
 
 def rate(step: int, warmup: int, steps: int) -> float:
@@ -136,12 +155,16 @@ def setup(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = options.add_argument
-    add("--images", choices=IMAGE_SETS, default="mnist")
-    add("--root", type=Path, default=Path("data"), help="where MNIST and FashionMNIST are kept")
+    add("--images", choices=ALL_SETS, default="mnist")
+    add("--root", type=Path, default=Path("data"), help="where the images are kept")
     add("--permute", action="store_true", help="in one fixed random order of the pixels")
     add("--shift", type=int, default=0, help="pixels by which training images are moved at most")
     add("--basis", choices=BASES, default="learnt", help="the unitary weights: learnt, random and frozen, the identity")
-    add("--width", type=int, default=96, help="states of each layer")
+    add("--flip", action="store_true", help="mirror training images at random")
+    add("--widths", type=int, nargs="+", default=(96, 96), help="states of each layer")
+    add("--blocks", type=int, nargs="+", help="sides of the blocks for which each layer puts out one vector; 2, then 1")
+    add("--pool", choices=("last", "avg"), default="last", help="what is classified: the last output, or the mean")
+    add("--dropout", type=number, default=0.0, help="of what is classified")
     add("--epochs", type=int, default=9, help="passes over the training images")
     add("--batch-size", type=int, default=50, help="images a step")
     add("--lr", type=number, default=2e-3, help="learning rate of AdamW")

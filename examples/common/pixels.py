@@ -32,7 +32,7 @@ def moved(images: Tensor, places: Tensor, shift: int, blank: float = 0) -> Tenso
 
 
 class Pixels:
-    """Training and test images `(count, 1, h, w)`, standardised, with their labels.
+    """Training and test images `(count, c, h, w)`, each channel standardised, with their labels.
 
     Args:
         source: as `load_images` gives it.
@@ -43,9 +43,11 @@ class Pixels:
         scale = source.get("largest", 255)
         (images, labels), (test_images, test_labels) = source["train"], source["test"]
         images, test_images = images / scale, test_images / scale
-        mean, std = images.mean(), images.std()
-        self.train = (((images[:used] - mean) / std)[:, None], labels[:used])
-        self.test = (((test_images - mean) / std)[:, None], test_labels)
+        if images.dim() == 3:
+            images, test_images = images[:, None], test_images[:, None]
+        mean, std = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True)
+        self.train = ((images[:used] - mean) / std, labels[:used])
+        self.test = ((test_images - mean) / std, test_labels)
 
     def batch(self, index: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Some training images and their labels; a subclass may draw how it varies them."""

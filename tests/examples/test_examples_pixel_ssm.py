@@ -11,7 +11,7 @@ from common.pixels import moved
 from common.tasks import generator_for
 from safetensors.torch import load_file
 
-TINY = ["--images", "digits", "--width", "6", "--batch-size", "400", "--epochs", "2", "--threads", "1"]
+TINY = ["--images", "digits", "--widths", "6", "6", "--batch-size", "400", "--epochs", "2", "--threads", "1"]
 TIMES = ("seconds", "steps_per_second")
 
 
@@ -39,6 +39,18 @@ def test_images_are_moved_first_and_permuted_then():
         assert found
         moves.add(found[0])
     assert len(moves) == 9
+
+
+def test_colours_of_a_pixel_stay_together_and_some_images_are_mirrored():
+    images = torch.rand(40, 1, 4, 4).expand(40, 3, 4, 4) * torch.tensor([1.0, 2.0, 4.0])[:, None, None]
+    source = {"train": (images, torch.zeros(40)), "test": (images, torch.zeros(40)), "largest": 4}
+    data = pixel_ssm.OrderedPixels(source, permute=True, flip=True)
+    shown, _ = data.batch(torch.arange(40), generator_for(0, 0))
+    torch.testing.assert_close(shown, shown[:, :1].expand_as(shown))  # standardised, the channels are alike
+    still, mirrored = (data.shown(data.train[0].flip(dims)) for dims in ((), (3,)))
+    is_still, is_mirrored = ((shown == other).flatten(1).all(dim=1) for other in (still, mirrored))
+    assert torch.equal(is_still, ~is_mirrored)
+    assert 0 < is_still.sum() < 40
 
 
 def test_places_are_counted_from_the_top_left():
