@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-KINDS = ("unitary", "rnn", "lstm")
+KINDS = ("unitary", "ssm", "rnn", "lstm")
+UNITARY_KINDS = KINDS[:2]
 # modReLU with its bias at zero passes the state of a unitary recurrence on unchanged, where ReLU drops half of it at
 # each step; nn.RNN, whose matrix is not bounded, diverges under ReLU and keeps its own default. nn.LSTM has its gates.
-DEFAULT_NONLINEARITY = {"unitary": "modrelu", "rnn": "tanh", "lstm": None}
+DEFAULT_NONLINEARITY = {"unitary": "modrelu", "ssm": None, "rnn": "tanh", "lstm": None}
 
 
 def open_forget_gates_(lstm: nn.LSTM, bias: float) -> nn.LSTM:
@@ -24,6 +25,27 @@ def open_forget_gates_(lstm: nn.LSTM, bias: float) -> nn.LSTM:
     return lstm
 
 
+class RectifiedSSM(nn.Module):
+    """Rectified units that look at each input alone, and a unitary state space that remembers what they say.
+
+    Args:
+        input_size, hidden_size: channels of the input; units, and states.
+        update: keywords of `UpdateRule` for the basis of the states.
+        every_step: give the outputs after every time step, or only after the last.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, update: dict[str, object], every_step: bool) -> None:
+        super().__init__()
+        from unitary_layers import UnitarySSM, UpdateRule  # here, so that the baselines need torch alone
+
+        self.encoder = nn.Linear(input_size, hidden_size)
+        self.ssm = UnitarySSM(hidden_size, hidden_size, update=UpdateRule(**update), return_sequence=every_step)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """`(time, batch, input_size)` to outputs `(time, batch, hidden_size)`, or the last, and the last states."""
+        return self.ssm(self.encoder(inputs).relu())
+
+
 def recurrent_layer(
     kind: str,
     input_size: int,
@@ -37,7 +59,7 @@ def recurrent_layer(
     quantised: dict[str, object],
     every_step: bool,
 ) -> nn.Module:
-    """The layer of one kind; `forget_bias` is for lstm alone, all else but `nonlinearity` for unitary."""
+    """The layer of one kind: `forget_bias` is for lstm alone, `update` for unitary and ssm, all else for unitary."""
     if kind not in KINDS:
         raise ValueError(f"model must be one of {KINDS}, got {kind!r}")
     if nonlinearity is None:
@@ -47,6 +69,10 @@ def recurrent_layer(
 
         options = {"nonlinearity": nonlinearity, "update": UpdateRule(**update), "gradient": gradient, "init": init}
         return UnitaryRNN(input_size, hidden_size, **options, **quantised, return_sequence=every_step)
+    if kind == "ssm":
+        if nonlinearity is not None:
+            raise ValueError(f"a state space is linear: expected no nonlinearity, got {nonlinearity!r}")
+        return RectifiedSSM(input_size, hidden_size, update, every_step)
     if kind == "rnn":
         if nonlinearity not in ("relu", "tanh"):
             raise ValueError(f"nn.RNN knows the nonlinearities 'relu' and 'tanh', got {nonlinearity!r}")
@@ -67,12 +93,12 @@ class SequenceModel(nn.Module):
     """Recurrent layer of one kind with a read-out, linear by default, after every time step or after the last.
 
     Args:
-        kind: "unitary" (`UnitaryRNN`), "rnn" (`nn.RNN`) or "lstm" (`nn.LSTM`).
+        kind: "unitary" (`UnitaryRNN`), "ssm" (`RectifiedSSM`), "rnn" (`nn.RNN`) or "lstm" (`nn.LSTM`).
         input_size, hidden_size, output_size: channels of the input, of the hidden state and of the read-out.
         every_step: read out at every time step, or only after the last.
         nonlinearity: "relu", "tanh"; for "unitary" also "modrelu" and "identity"; None for `DEFAULT_NONLINEARITY`.
         init: how the unitary recurrent weight starts: "haar", "identity", "henaff" or "cayley".
-        update: keywords of `UpdateRule` for "unitary": variant, rank, sampler, ...
+        update: keywords of `UpdateRule` for "unitary" and "ssm": variant, rank, sampler, ...
         gradient: of the unitary recurrent weight, "dense" or "factored".
         forget_bias: forget-gate bias of "lstm".
         relu_readout: read out the ReLU of the states.
@@ -126,12 +152,16 @@ class SequenceModel(nn.Module):
         return self.readout(states.relu() if self.relu_readout else states)
 
     def freeze_recurrence_(self) -> None:
-        """Keep the unitary recurrent weight where it is; all else is still trained."""
+        """Keep the unitary weight where it is; all else is still trained."""
         from unitary_layers.training import unitary_weights  # here, so that the baselines need torch alone
 
         for weight in unitary_weights(self):
             weight.parameter.requires_grad_(False)
 
     def unitarity_error(self) -> float | None:
-        """Largest Frobenius norm of W^H W - I over the recurrent weights; None where nothing is unitary."""
-        return float(self.layer.unitarity_error()) if self.kind == "unitary" else None
+        """Largest Frobenius norm of W^H W - I over the unitary weights; None where nothing is unitary."""
+        if self.kind not in UNITARY_KINDS:
+            return None
+        from unitary_layers import unitarity_error_of  # here, so that the baselines need torch alone
+
+        return float(unitarity_error_of(self))

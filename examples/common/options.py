@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from common.models import DEFAULT_NONLINEARITY, KINDS
+from common.models import DEFAULT_NONLINEARITY, KINDS, UNITARY_KINDS
 
 DIRECTIONS = ("spectral", "rmsprop")
 
@@ -33,7 +33,7 @@ def parser(script: str, description: str, **defaults: Any) -> argparse.ArgumentP
         prog=f"{script}.py", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = options.add_argument
-    add("--model", choices=KINDS, default="unitary", help="recurrent layer")
+    add("--model", choices=KINDS, default="unitary", help="recurrent layer; ssm: unitary state spaces behind a ReLU")
     add("--width", type=int, default=170, help="hidden units")
     add("--nonlinearity", help="relu or tanh, for unitary also modrelu, identity; modrelu and tanh if not given")
     add("--relu-readout", action="store_true", help="read out the ReLU of the states, as of a linear recurrence")
@@ -106,9 +106,11 @@ def settle_update(args: argparse.Namespace) -> None:
         raise ValueError("--direction rmsprop needs --gradient dense, got factored")
     if args.rank is None:
         args.rank = "auto" if args.direction == "spectral" else 1
-    for name in ("frozen", "bits"):
-        if getattr(args, name) and args.model != "unitary":
-            raise ValueError(f"--{name} needs --model unitary, got {args.model}")
+    for name, kinds in (("frozen", UNITARY_KINDS), ("bits", ("unitary",))):
+        if getattr(args, name) and args.model not in kinds:
+            raise ValueError(f"--{name} needs --model {' or '.join(kinds)}, got {args.model}")
+    if args.model == "ssm" and args.gradient == "factored":
+        raise ValueError("--model ssm needs --gradient dense, got factored")
 
 
 def prepare(args: argparse.Namespace) -> argparse.Namespace:

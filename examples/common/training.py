@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from common.curves import draw_runs
 from common.log import Row, describe
-from common.models import SequenceModel
+from common.models import UNITARY_KINDS, SequenceModel
 from common.resumable import ResumableRun
 from common.tasks import Task
 
@@ -58,7 +58,7 @@ def build_optimizer(args: argparse.Namespace, model: SequenceModel) -> torch.opt
     """RMSprop or AdamW for every model; its unitary weights by the rule of the layer, or, as the paper does, by projUNN
     on the same divided gradient.
     """
-    if model.kind != "unitary":
+    if model.kind not in UNITARY_KINDS:
         base = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}[args.base]
         return base(model.parameters(), lr=args.lr, weight_decay=0.0)
     from unitary_layers import ProjUNN  # here, so that the baselines need torch alone

@@ -65,13 +65,15 @@ BAD_OPTIONS = [
     ("--unitary-lr-scale 1/8", "--unitary-lr-scale needs --direction rmsprop, got spectral"),
     ("--unitary-lr -1", "lr"),
     ("--direction rmsprop --unitary-lr 0.1", "--unitary-lr needs --direction spectral, got rmsprop"),
-    ("--model rnn --frozen", "--frozen needs --model unitary, got rnn"),
+    ("--model rnn --frozen", "--frozen needs --model unitary or ssm, got rnn"),
     ("--model rnn --bits 4", "--bits needs --model unitary, got rnn"),
     ("--bits 1", "expected weight_bits to be None or an integer from 2 to 8, got 1"),
     ("--init nowhere", "init"),
     ("--sampler nothing", "sampler"),
     ("--nonlinearity sigmoid", "nonlinearity"),
+    ("--model ssm --gradient factored", "--model ssm needs --gradient dense, got factored"),
     ("--model rnn --nonlinearity modrelu", "nn.RNN knows"),
+    ("--model ssm --nonlinearity relu", "a state space is linear"),
     ("--model rnn --lr -1", "Invalid learning rate"),
     ("--model lstm --nonlinearity relu", "nn.LSTM has its own"),
 ]
@@ -96,7 +98,9 @@ def test_report_wants_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("unitary", "modrelu"), ("rnn", "tanh"), ("lstm", None)], ids=["unitary", "rnn", "lstm"]
+    ("kind", "expected"),
+    [("unitary", "modrelu"), ("ssm", None), ("rnn", "tanh"), ("lstm", None)],
+    ids=["unitary", "ssm", "rnn", "lstm"],
 )
 def test_default_nonlinearity_is_that_of_the_model(tmp_path: Path, kind: str, expected: str | None) -> None:
     args, task = copying_memory.setup([*TINY, "--model", kind, "--out", str(tmp_path)])
@@ -112,6 +116,15 @@ def test_read_out_after_the_last_step_is_that_of_the_last_step() -> None:
     model.every_step = False
     assert everywhere.shape == (5, 6, 4)
     assert torch.equal(model(inputs), everywhere[-1])
+
+
+def test_a_state_space_reads_rectified_units_and_gives_what_is_wanted() -> None:
+    every, last = (SequenceModel("ssm", 2, 3, 4, every_step) for every_step in (True, False))
+    last.load_state_dict(every.state_dict())
+    inputs = torch.randn(5, 6, 2)
+    states, _ = every.layer.ssm(torch.relu(inputs @ every.layer.encoder.weight.T + every.layer.encoder.bias))
+    torch.testing.assert_close(every(inputs), every.readout(states))
+    torch.testing.assert_close(last(inputs), every(inputs)[-1])
 
 
 def test_read_out_of_two_layers(tmp_path: Path) -> None:

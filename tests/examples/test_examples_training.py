@@ -12,7 +12,7 @@ from common.training import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 TIMES = ("seconds", "steps_per_second")
-MODELS = ("unitary", "rnn", "lstm")
+MODELS = ("unitary", "ssm", "rnn", "lstm")
 UNITARY = ("--gradient factored", "--direction rmsprop", "--frozen")
 
 
