@@ -147,6 +147,18 @@ def test_a_head_stands_for_the_matrix_that_it_multiplies_by():
         certified_radius(logits, nn.Sequential(head))
 
 
+@pytest.mark.parametrize("kind", ["rounded", "averaged"])
+def test_the_radius_is_that_of_the_rows_in_use(kind):
+    head = UnitaryLinear(16, 10, weight_bits=2 if kind == "rounded" else None, dtype=torch.float64).eval()
+    if kind == "averaged":
+        with torch.no_grad():
+            head.weight.add_(UnitaryLinear(16, 10, dtype=torch.float64).weight).div_(2)
+    logits, rows = head(randn(20, 16)), (head(torch.eye(16, dtype=torch.float64)) - head.bias).mT
+    radii = certified_radius(logits, head)
+    torch.testing.assert_close(radii, certified_radius(logits, rows), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(radii, certified_radius(logits, head.matrix))
+
+
 def test_the_upper_bound_of_a_linear_model_meets_its_certificate():
     head, x = nn.Linear(6, 2, dtype=torch.float64), randn(9, 6, seed=1)
     radii = certified_radius(head(x), head.weight)

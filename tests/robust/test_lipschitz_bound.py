@@ -53,6 +53,7 @@ KEEPING = {
     "reflect": lambda: ReflectBlock(OrthogonalConv2d(4, 2, 3, padding=1, **DD)),
     "linear": lambda: nn.Linear(6, 6, **DD),
     "unitary": lambda: UnitaryLinear(6, 6, **DD),
+    "signs": lambda: HadamardLinear(6, block=2, stages=2, **DD),
     "group sort": GroupSort,
     "householder": lambda: HouseholderActivation(4, **DD),
     "abs": AbsActivation,
@@ -123,7 +124,6 @@ UNKNOWN = {
     "a recurrence": lambda: UnitaryRNN(6, 6),
     "modrelu": lambda: ModReLU(4),
     "a rounded weight": lambda: UnitaryLinear(6, 6, weight_bits=4),
-    "signs": lambda: HadamardLinear(8, 8),
     "windows that overlap": lambda: nn.MaxPool2d(3, stride=2),
     "windows with gaps": lambda: nn.MaxPool2d(2, dilation=2),
     "another divisor": lambda: nn.AvgPool2d(2, divisor_override=1),
@@ -166,6 +166,27 @@ class Shown(nn.Linear):
 def test_a_subclass_with_a_forward_of_its_own_is_refused(module):
     with pytest.raises(ValueError, match=f"got one of {type(module).__name__} itself"):
         lipschitz_bound(module.eval())
+
+
+def test_a_forward_that_was_replaced_or_has_hooks_is_refused():
+    module = nn.ReLU()
+    module.forward = lambda x: 10 * x
+    with pytest.raises(ValueError, match="expected the forward pass of ReLU, got one of ReLU itself"):
+        lipschitz_bound(module)
+    for register in ("register_forward_hook", "register_forward_pre_hook"):
+        module = nn.Sequential(nn.ReLU())
+        handle = getattr(module[0], register)(lambda module, *values: None)
+        with pytest.raises(ValueError, match="at '0': expected a ReLU without forward hooks"):
+            lipschitz_bound(module)
+        handle.remove()
+        assert lipschitz_bound(module) == 1
+
+
+def test_a_block_is_as_known_as_its_layer():
+    block = ReflectBlock(UnitaryLinear(6, 4))
+    block.layer = UnitaryLinear(6, 4, weight_bits=2)
+    with pytest.raises(ValueError, match="expected a UnitaryLinear without weight_bits"):
+        lipschitz_bound(block)
 
 
 def test_a_subclass_with_the_same_forward_is_known():

@@ -220,3 +220,13 @@ def test_what_does_not_fit_is_refused():
     for layer in (UnitaryLinear(4, 4, gradient="factored"), UnitaryLinear(4, 4, dtype=torch.complex64)):
         with pytest.raises(ValueError, match="expected a real layer with dense gradients"):
             ReflectBlock(layer)
+    with pytest.raises(ValueError, match="expected a layer without weight_bits"):
+        ReflectBlock(UnitaryLinear(4, 4, weight_bits=4))
+
+
+def test_an_empty_batch_says_nothing_of_the_mean():
+    centering = BatchCentering(3, **DD)
+    centering(randn(4, 3))
+    before = centering.running_mean.clone()
+    assert centering(torch.empty(0, 3, **DD)).shape == (0, 3)
+    assert torch.equal(centering.running_mean, before)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..layers import GroupSort, UnitaryLinear
+from ..layers import GroupSort, HadamardLinear, UnitaryLinear
 from ..layers.base.inputs import as_sides
 from ..layers.conv.orthogonal import OrthogonalConvNd
 from ..layers.conv.orthogonal_transpose import OrthogonalConvTransposeNd
@@ -29,8 +29,8 @@ from .shift import SpatialShift
 # and their adjoints, elementwise functions of slopes up to 1, permutations, paddings with zeros, poolings of windows
 # that do not overlap, matrices by their largest singular value. What is unknown is refused, and not taken for 1: a
 # certificate would else prove what is false. So is a subclass with a forward pass of its own, such as a batch norm with
-# an activation. Dropout and batch norm are known in evaluation only, where the one is the identity and the other an
-# affine map.
+# an activation, and a module with hooks. Dropout and batch norm are known in evaluation only, where the one is the
+# identity and the other an affine map.
 
 Bound = TypeVar("Bound", bound=Callable[[Any], float])
 
@@ -78,8 +78,12 @@ def _known(*kinds: type[nn.Module]) -> Callable[[Bound], Bound]:
 
 
 def _with_forward_of(kind: type[nn.Module], bound: Callable[[Any], float], module: nn.Module) -> float:
-    if type(module).forward is not kind.forward:
+    if type(module).forward is not kind.forward or "forward" in vars(module):
         raise ValueError(f"expected the forward pass of {kind.__name__}, got one of {type(module).__name__} itself")
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise ValueError(
+            f"expected a {kind.__name__} without forward hooks, which may change what goes in or comes out"
+        )
     return bound(module)
 
 
@@ -98,7 +102,7 @@ def _of_chain(module: nn.Sequential) -> float:
 @_known(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 @_known(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Softsign)
 @_known(GroupSort, AbsActivation, HouseholderActivation, SpatialShift, NormPool, ProjectionPool, LayerCentering)
-@_known(ReflectBlock, OrthogonalConvNd, OrthogonalConvTransposeNd)
+@_known(HadamardLinear, OrthogonalConvNd, OrthogonalConvTransposeNd)
 def _one(module: nn.Module) -> float:
     return 1.0
 
@@ -113,6 +117,11 @@ def _of_unitary(module: UnitaryLinear) -> float:
     if module.quantiser is not None:
         raise ValueError("expected a UnitaryLinear without weight_bits: a rounded weight is not unitary")
     return 1.0
+
+
+@_known(ReflectBlock)
+def _of_reflection(module: ReflectBlock) -> float:
+    return lipschitz_bound(module.layer)  # 1, or refused
 
 
 @_known(nn.Linear, UnitNormLinear)

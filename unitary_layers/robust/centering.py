@@ -118,7 +118,7 @@ class BatchCentering(OneOperation):
             return self.recorded(input)
         check_features(self, input)
         mean = self.running_mean
-        if self.training:
+        if self.training and input.numel():  # of no rows there is no mean
             mean = input.to(mean.dtype).mean(dim=[d for d in range(input.ndim) if d != 1])
             with torch.no_grad():
                 self.num_batches_tracked += 1

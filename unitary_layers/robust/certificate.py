@@ -9,6 +9,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..layers import UnitaryLinear
+from ..layers.base.forward import value_in_use
+
 POOLINGS = ("max", "avg", "norm")
 
 # Note [Distance to a boundary]
@@ -20,6 +23,8 @@ POOLINGS = ("max", "avg", "norm")
 
 def rows_of(head: nn.Module) -> Tensor:
     """The rows ``(classes, features)`` by which a linear head multiplies: the matrix of one of ours, or the weight."""
+    if isinstance(head, UnitaryLinear):  # which may round its weight, and an average is not used as it is
+        return value_in_use(head, "weight")
     rows = getattr(head, "matrix", getattr(head, "weight", None))
     if not isinstance(rows, Tensor):
         raise ValueError(f"expected a linear head, got a {type(head).__name__}")

@@ -38,7 +38,7 @@ class ReflectBlock(UnitaryMethods, OneOperation):
 
     Raises:
         TypeError: for a layer of another kind.
-        ValueError: for a complex one, or one with factored gradients.
+        ValueError: for a complex one, one with factored gradients, or one with ``weight_bits``.
 
     Example:
         >>> from unitary_layers import OrthogonalConv2d
@@ -55,6 +55,8 @@ class ReflectBlock(UnitaryMethods, OneOperation):
             )
         if layer.is_complex or layer.gradient != "dense":
             raise ValueError(f"expected a real layer with dense gradients, got {layer}")
+        if layer.quantiser is not None:
+            raise ValueError(f"expected a layer without weight_bits, whose rows are not orthonormal, got {layer}")
         self.layer = layer
 
     def forward(self, input: Tensor) -> Tensor:
