@@ -611,6 +611,34 @@ def test_a_kernel_that_is_divided_is_reverted_divided():
     assert_rounding(model(x), y, n=30)
 
 
+AVERAGED = {
+    "linear": (lambda: UnitaryLinear(N, 5), (3, N)),
+    "orthonormal": (lambda: unitary_layers.StiefelConv2d(4, 6, 3, padding=1, normalize=True), (2, 4, 5, 5)),
+    "transposed": (lambda: unitary_layers.StiefelConvTranspose2d(4, 6, 3), (2, 4, 5, 5)),
+    "local": (lambda: OrthogonalConv2d(4, 4, 3, padding=1), (2, 4, 5, 5)),
+    "full": (lambda: OrthogonalConv2d(4, 3, input_size=5), (2, 4, 5, 5)),
+    "rnn": (lambda: unitary_layers.UnitaryRNN(3, N, nonlinearity="tanh"), (4, 2, 3)),
+    "attention": (lambda: nn.TransformerEncoderLayer(N, 2, 16, dropout=0.0), (4, 2, N)),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_an_average_is_reverted_to_what_it_does_in_evaluation(name):
+    build, shape = AVERAGED[name]
+    one, other = (nn.Sequential(build()) for _ in range(2))
+    if name == "attention":
+        convert(one), convert(other)
+    with torch.no_grad():
+        for mine, its in zip(unitary_weights(one), unitary_weights(other), strict=True):
+            mine.parameter.mul_(0.8).add_(its.parameter, alpha=0.2)
+    one.eval()
+    x = torch.randn(shape)
+    y = one(x)
+    revert(one)
+    assert not any(isinstance(module, UnitaryModule) for module in one.modules())
+    torch.testing.assert_close(one(x), y)
+
+
 def test_what_torch_has_not_is_not_reverted():
     model = nn.Sequential(
         unitary_layers.UnitaryRNN(3, N, nonlinearity="modrelu"),

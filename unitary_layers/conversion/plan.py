@@ -85,13 +85,12 @@ def back(layer: nn.Module, parent: nn.Module | None) -> Swap:
     cls = NonDynamicallyQuantizableLinear if of_attention and kind.plain is nn.Linear else kind.plain
     twin = built(cls, arguments, device="meta")
     values = {name: layer.value(name).detach() for name in twin._parameters if source_of(layer, name) is not None}
-    if layer.quantiser is not None:
-        values |= {name: value_in_use(layer, name).detach() for name in layer._unitary}
+    values |= {name: value_in_use(layer, name).detach() for name in values.keys() & layer._unitary.keys()}
     values |= {} if kernel is None else {"weight": kernel.detach()}
     dtypes = [p.dtype for name, p in layer._parameters.items() if p is not None and name not in layer._unitary]
     if dtypes and not layer.is_complex:  # a half precision one, in which unitary weights are not kept
         values = {name: value.to(dtypes[0]) for name, value in values.items()}
-    known = frozenset(vars(built(type(layer), _again(layer, kind), device="meta")))
+    known = frozenset(vars(built(type(layer), _again(layer, kind), device="meta"))) | {"uses"}  # left by a forward
     scale = layer.scale if isinstance(layer, StiefelNd) else 1.0
     values = {name: value.contiguous() for name, value in values.items()}
     return Swap(layer, twin, values, known, scale, note=_certificate(layer, values))

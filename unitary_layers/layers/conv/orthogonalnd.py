@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...init import haar_, identity_
 from ...projunn.rule import UpdateRule
+from ..base.forward import in_use
 from ..base.inputs import Sides, as_sides, as_size, check_channels
 from ..base.module import UnitaryModule
 from .full import BASIS_POINTS, FullSupport
@@ -177,9 +178,10 @@ class OrthogonalNd(UnitaryModule):
 
         A local one is applied with ``padding="same"`` (with a stride, ``(taps - 1) // 2`` pixels) and
         ``padding_mode="circular"``; one with full support after
-        padding periodically by ``taps - 1`` pixels behind each side.
+        padding periodically by ``taps - 1`` pixels behind each side. In evaluation it is that of the matrices in use;
+        see Note [Averages of weights].
         """
-        return self.support.kernel(self.weight, getattr(self, self._others))
+        return self.support.kernel(in_use(self, "weight"), in_use(self, self._others))
 
     @torch.no_grad()
     def load_spatial_kernel_(self, kernel: Tensor, padding: Sides = 0) -> None:

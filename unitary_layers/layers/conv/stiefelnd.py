@@ -117,8 +117,11 @@ class StiefelNd(UnitaryModule):
         return self.unitary_weight("weight").as_matrix(self.weight)
 
     def spatial_kernel(self) -> Tensor:
-        """The kernel that torch's layer would hold, differentiable: the weight, divided if ``normalize`` says so."""
-        return kernel_of(self, self.weight)
+        """The kernel that torch's layer would hold, differentiable: the weight, divided if ``normalize`` says so.
+
+        In evaluation it is that of the weight in use; see Note [Averages of weights].
+        """
+        return kernel_of(self, in_use(self, "weight"))
 
     def extra_repr(self) -> str:
         none, ones = (0,) * self.sides, (1,) * self.sides
