@@ -154,6 +154,14 @@ def test_factored_gradients_are_the_dense_ones(per_channel, dtype):
     assert_rounding(found.left @ found.right.mH, expected, n=400)
 
 
+def test_times_that_a_transform_brings_have_their_own_order():
+    layers = [make(learn_time=True, time=time) for time in (1.0, 5.0, 20.0)]
+    x, edges = torch.randn(NODES, 6, dtype=torch.float64), both_ways()
+    stacked = torch.func.stack_module_state(layers)
+    found = torch.func.vmap(lambda *state: torch.func.functional_call(layers[0], state, (x, edges)))(*stacked)
+    assert_rounding(found, torch.stack([layer(x, edges) for layer in layers]), n=400)
+
+
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_second_derivatives_by_features_and_times(per_channel):
     layer = make(2, 2, per_channel=per_channel, learn_time=True)

@@ -37,6 +37,12 @@ def test_the_order_is_that_of_the_table(t):
     assert series_order(-t, 1e-6) == series_order(t, 1e-6)
 
 
+def test_a_long_time_has_an_order_and_comes_to_an_end():
+    for t in (1500.0, 1e4):
+        assert t < series_order(t, 1e-7) < 1.1 * t
+    assert series_order(5e-324, 1e-7) == 0
+
+
 @pytest.mark.parametrize("t", [0.0, math.nan, math.inf])
 def test_a_time_without_a_series_has_none(t):
     assert series_order(t, 1e-6) == 0

@@ -42,10 +42,10 @@ def series_order(time: float, tol: float) -> int:
     """
     if not math.isfinite(time):
         return 0
-    half, term, bound = abs(time) / 2, 1.0, 0
-    while 4 * term > tol or bound < 2 * half:  # |J_k(t)| <= (t / 2)^k / k!, and from k = t on each is half the last
-        bound += 1
-        term *= half / bound
+    half, log_term, bound = abs(time) / 2, 0.0, 0
+    while half and (log_term > math.log(tol / 4) or bound < 2 * half):
+        bound += 1  # |J_k(t)| <= (t / 2)^k / k!, and from k = t on each is half the last
+        log_term += math.log(half / bound)
     terms = series(torch.tensor(time, dtype=torch.float64), bound).abs()
     rest = terms.flip(0).cumsum(0).flip(0)  # of each order: it and all above it
     return max(int((rest > tol).sum()) - 1, 0) if bound else 0

@@ -1,6 +1,7 @@
 """Whether a transform of torch looks on, for which a layer or a function is its plain formula."""
 
 import torch
+from torch import Tensor
 
 # Note [Under a transform]
 # torch.export and torch.jit.trace record the operations of a layer; torch.func differentiates and batches them. None of
@@ -19,6 +20,13 @@ def is_open(size: int) -> bool:
     from torch.fx.experimental.symbolic_shapes import has_static_value  # with sympy, which an export has loaded
 
     return not has_static_value(size)
+
+
+def unwrapped(x: Tensor) -> Tensor:
+    """The tensor behind the wrappers of torch.func: of ``vmap`` with all its entries."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
 
 
 def is_transformed() -> bool:

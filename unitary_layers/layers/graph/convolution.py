@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ...linalg.adjacency import Adjacency, adjacency_of, check_edges, is_readable, of_sparse
+from ...linalg.adjacency import Adjacency, adjacency_of, check_edges, of_sparse
 from ...linalg.check import check_dense
+from ...linalg.transforms import unwrapped
 from ...projunn.rule import UpdateRule
 from ...training.factored.graphs import collect
 from ..base.forward import factored_weight, value_in_use, watch_own
@@ -232,8 +233,11 @@ class UnitaryGraphConv(UnitaryModule):
 
     def _note_reach(self) -> None:
         """Reads the largest modulus of a time, where that can be, for where it cannot."""
-        if self.time is not None and is_readable(self.time):
-            self.reach = float(self.time.detach().abs().amax()) if self.time.numel() else 0.0
+        if self.time is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        times = unwrapped(self.time)
+        if not times.is_meta:
+            self.reach = float(times.detach().abs().amax()) if times.numel() else 0.0
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
