@@ -17,8 +17,8 @@ from .content import Content
 # memory of that size (torch calls it a wrapper subclass). There is no second place that would have to be kept in step:
 # a tensor that is taken away is forgotten. To zero it, to scale it and to take its norm are operations on the factors.
 # Whatever else reads it reads the matrix, formed for the moment, and what else writes it, as a penalty on the weight
-# or a tied layer does in backward, leaves a matrix there, as if the layer were dense. Where there is a matrix in .grad
-# already, backward adds to that.
+# or a tied layer does in backward, leaves a matrix there, as if the layer were dense. So does whatever takes a view of
+# it, a row, since it may be written. Where there is a matrix in .grad already, backward adds to that.
 # The norm is that of the sample, which is at most that of the gradient, and equal to it at full rank.
 
 
@@ -140,6 +140,10 @@ def _on_matrices(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
             return x
         return matrices.setdefault(id(x.content), (x, x.dense()))[1]
 
+    if func.is_view:  # what is written to a view shall be found here
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, FactoredGrad):
+                x.write(x.dense())
     written = [x for x in tree_leaves(list(_written(func, args, kwargs))) if isinstance(x, Tensor)]
     own = [x for x in written if isinstance(x, FactoredGrad)]
     result = func(*tree_map(matrix, args), **tree_map(matrix, dict(kwargs)))

@@ -184,6 +184,13 @@ IDIOMS: dict[str, Callable[[Loop], object]] = {
     "divided in place": changing(lambda loop: one_by_one(loop, divided)),
     "halved": changing(lambda loop: one_by_one(loop, halved)),
     "given": changing(lambda loop: one_by_one(loop, given)),
+    "a row set": changing(lambda loop: one_by_one(loop, lambda p: p.grad[0].zero_())),
+    "a view scaled": changing(lambda loop: one_by_one(loop, lambda p: p.grad.view(-1)[1:5].mul_(3))),
+    "parts scaled": changing(lambda loop: one_by_one(loop, lambda p: p.grad.chunk(2)[0].mul_(0.5))),
+    "transposed and written": changing(
+        lambda loop: one_by_one(loop, lambda p: p.grad.movedim(0, -1)[..., 0].fill_(0.1))
+    ),
+    "a view read": changing(lambda loop: [p.grad[0].clone() for p in loop.parameters]),
     "clone": changing(lambda loop: [p.grad.clone() for p in loop.parameters]),
     "deepcopy": changing(lambda loop: [copy.deepcopy(p.grad) for p in loop.parameters]),
     "measured": changing(measured),
