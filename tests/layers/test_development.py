@@ -150,9 +150,10 @@ def test_every_form_of_input_is_the_same_path(sequence):
     assert_rounding(found.transpose(0, 1) if sequence else found, expected, n=SIZE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 @pytest.mark.parametrize("ordered", [False, True])
-def test_packed_paths_are_developed_one_by_one(ordered):
-    layer, lengths = make(), (5, 3, 1) if ordered else (3, 1, 5)
+def test_packed_paths_are_developed_one_by_one(ordered, dtype):
+    layer, lengths = make(dtype=dtype), (5, 3, 1) if ordered else (3, 1, 5)
     paths = [path_of(length, AXES, seed=length) for length in lengths]
     packed = pack_sequence(paths, enforce_sorted=ordered)
     expected = torch.stack([layer(path) for path in paths])

@@ -37,8 +37,9 @@ class UnitaryLinear(UnitaryModule):
             kept as its two factors; see Note [Sampling inside backward].
         weight_bits: from 2 to 8: the forward pass uses the weight rounded to so many bits, and the step moves the exact
             one, which stays unitary; see Note [Quantised weights].
-        weight_scale: of the rounded weight: "row", one for each row, which keeps its length; "mse", one for all with
-            the least mean square error; or "max", one for all with which the largest entry gets the largest code.
+        weight_scale: of the rounded weight: "row", one for each row, which keeps its length; "mse", one for all, nearly
+            that of the least mean square error; or "max", one for all with which the largest entry gets the largest
+            code.
 
     Shape:
         Input ``(..., in_features)``, output ``(..., out_features)``.

@@ -265,3 +265,13 @@ def test_a_graph_of_the_gradient_that_nobody_differentiates(gradient):
     for forward in (rnn, lambda x: checkpoint(rnn, x, use_reentrant=False)):
         (found,) = torch.autograd.grad(forward(x)[0].square().mean(), x, create_graph=True)
         torch.testing.assert_close(found.detach(), expected)
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["training", "evaluation"])
+def test_the_length_of_a_step_follows_the_time_steps_in_either_mode(mode):
+    rnn, x = UnitaryRNN(INPUT, HIDDEN).train(mode), torch.randn(9, BATCH, INPUT)
+    rnn(x)
+    assert rnn.uses == 9
+    with torch.no_grad():
+        rnn(x[:2])
+    assert rnn.uses == 9

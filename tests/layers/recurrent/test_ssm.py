@@ -105,6 +105,16 @@ def test_it_is_a_linear_unitary_rnn_with_the_assembled_matrix(decay):
     assert torch.allclose(matrix @ matrix.mH, torch.eye(N).to(matrix), atol=eps(1)) != decay
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("features", [1, 6])
+@pytest.mark.parametrize("return_sequence", [False, True])
+def test_a_batch_may_be_empty(features, return_sequence, stride):
+    ssm = UnitarySSM(features, N, return_sequence=return_sequence, stride=stride)
+    output, h_n = ssm(torch.zeros(5, 0, features))
+    assert output.shape == ((5 // stride, 0, N) if return_sequence else (0, N))
+    assert h_n.shape == (1, 0, N)
+
+
 @pytest.mark.parametrize("features", [1, 6])
 def test_a_packed_sequence_is_its_sequences(features):
     ssm = randomised(UnitarySSM(features, N, num_layers=2, bidirectional=True, **DD))

@@ -126,6 +126,22 @@ def test_padding_is_the_identity_and_stays_it(words, dtype):
     assert torch.equal(rnn.word_matrix(V - 1), eye)
 
 
+@every_kind
+def test_padding_has_no_gradient_under_transforms_either(words, dtype):
+    rnn, ids = make(words, dtype, padding_idx=0), torch.tensor([[1], [0], [2]])
+    parameters = dict(rnn.named_parameters())
+
+    def loss(parameters):
+        return (torch.func.functional_call(rnn, parameters, (ids,))[1] - 1).abs().square().sum()
+
+    found = torch.func.grad(loss)(parameters)
+    (rnn(ids)[1] - 1).abs().square().sum().backward()
+    for name, parameter in parameters.items():
+        assert not found[name][0].any()
+        assert found[name][1].any()
+        assert_rounding(found[name], parameter.grad, n=100)
+
+
 @pytest.mark.parametrize("words", ["full", "lowrank"])
 def test_packed_sentences_are_each_for_itself(words):
     rnn, ids, lengths = make(words), sentences(), torch.tensor([4, 9, 1, 6])

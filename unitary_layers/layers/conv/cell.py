@@ -131,7 +131,7 @@ class OrthogonalConvRNNCell(UnitaryMethods, OneOperation):
             check_input("OrthogonalConvRNNCell", hx, self.conv_hh.weight)
             if tuple(hx.shape) != expected:
                 raise ValueError(f"OrthogonalConvRNNCell: expected hx of shape {expected}, got {tuple(hx.shape)}")
-        if self.training and steps > 1:
+        if torch.is_grad_enabled() and steps > 1:
             self.conv_hh.uses = steps
         drive, z = self.conv_ih(input), input.new_zeros(expected) if hx is None else hx
         drive, z = (t if input.ndim == 4 else t.unsqueeze(0) for t in (drive, z))

@@ -97,6 +97,8 @@ class FullSupport:
         self, x: Tensor, weight: Tensor, pairs: Tensor | None, constants: dict[str, Tensor], factored: Factored
     ) -> Tensor:
         """``x`` ``(b, channels, *grid)`` times the blocks at all frequencies."""
+        if not x.is_meta and any(value.is_meta for value in constants.values()):  # a layer without data, called with it
+            constants = self.constants()
         if self.transform == "basis":
             basis = self._basis(constants["basis"], x)
             real, z = to_bins_by_basis(x, basis, len(weight) // self.groups)

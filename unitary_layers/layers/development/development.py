@@ -145,7 +145,9 @@ class UnitaryDevelopment(UnitaryModule):
         z = self._developed(path, lengths)
         if not self.return_sequence:
             return z if undo is None else z.index_select(0, undo)
-        return PackedSequence(pack_padded_sequence(z, lengths).data, sizes, order, undo)
+        pairs = torch.view_as_real(z) if z.is_complex() else z  # torch differentiates no packing of complex numbers
+        packed = pack_padded_sequence(pairs, lengths).data
+        return PackedSequence(torch.view_as_complex(packed) if z.is_complex() else packed, sizes, order, undo)
 
     def _developed(self, path: Tensor, lengths: Tensor | None = None) -> Tensor:
         """``(seq, batch, input_size)`` to ``(batch, channels, n, n)`` or ``(seq, batch, channels, n, n)``."""
@@ -153,7 +155,7 @@ class UnitaryDevelopment(UnitaryModule):
             raise RuntimeError(f"UnitaryDevelopment: expected input_size={self.input_size}, got {path.size(-1)}")
         if path.size(0) == 0:
             raise RuntimeError("UnitaryDevelopment: expected a path of at least one point, got a sequence length of 0")
-        if self.training and torch.is_grad_enabled() and not is_transformed():
+        if torch.is_grad_enabled() and not is_transformed():
             self.uses = max(path.size(0) - 1, 1)
         with without_autocast(path.device.type):
             weight, wide = value_in_use(self, "weight"), path.to(self.weight.dtype)

@@ -91,7 +91,7 @@ def last_state(
     """
     ages = torch.arange(x.size(1) - 1, -1, -1, device=x.device)
     powers = spectrum.powers(ages, x.dtype).transpose(1, 2).flatten(0, 1)
-    seen = (powers @ x.transpose(0, 1).flatten(1)).view(2, -1, x.size(0), x.size(2))  # pairs, n, b, p
+    seen = (powers @ x.transpose(0, 1).flatten(1)).unflatten(1, x.shape[::2]).unflatten(0, (2, -1))  # pairs, n, b, p
     re, im = (part @ weight.permute(1, 2, 0) for part in seen.unbind())  # n, b, pairs
     h = torch.stack((re[..., 0] - im[..., 1], re[..., 1] + im[..., 0]))
     if h_0 is None:
@@ -180,4 +180,4 @@ def outputs_of_narrow(
     of_h = real_rows(times(basis[:, None], powers[:, stride::stride, None])).permute(2, 0, 1)  # 2 n, c / stride, m
     rows = torch.cat((x.flatten(1), starts.flatten(0, 1).flatten(1)))
     y = rows.mT @ torch.cat((of_x.flatten(0, 1), of_h)).flatten(1)
-    return y.view(*x.shape[1:], -1, basis.size(1)).flatten(1, 2)[:, : steps // stride]
+    return y.unflatten(1, (-1, basis.size(1))).unflatten(0, x.shape[1:]).flatten(1, 2)[:, : steps // stride]

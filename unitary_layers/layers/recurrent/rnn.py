@@ -190,7 +190,7 @@ class UnitaryRNN(UnitaryRNNBase):
     def _run(self, x: Tensor, lengths: Tensor | int, hx: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
         """All layers over packed rows ``(rows, input_size)``, with lengths as for :func:`scan`."""
         watch_own(self)
-        if self.training and torch.is_grad_enabled() and not is_transformed():
+        if torch.is_grad_enabled() and not is_transformed():
             self.uses = len(lengths) if isinstance(lengths, Tensor) else lengths
         initial = self._initial_state(x, batch, hx)
         h_n = []

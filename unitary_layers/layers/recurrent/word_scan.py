@@ -34,8 +34,20 @@ def word_scan(
         return words_operator(*words, ids, h_0, lengths if isinstance(lengths, Tensor) else None, padding)
     sizes = sizes_of(lengths, h_0.size(0))
     if is_transformed():
-        return states(words, ids, h_0, sizes)
+        return states(_without_gradient_of(words, padding), ids, h_0, sizes)
     return _WordScan.apply(*words, ids, h_0, sizes, padding)
+
+
+def _without_gradient_of(words: Words, padding: int | None) -> Words:
+    """The vocabulary with one word as a constant."""
+    if padding is None:
+        return words
+
+    def held(parts: Tensor) -> Tensor:
+        is_padding = torch.arange(len(parts), device=parts.device) == padding
+        return parts.detach().where(is_padding.view(-1, *[1] * (parts.ndim - 1)), parts)
+
+    return Words(held(words.left), None if words.right is None else held(words.right))
 
 
 class _WordScan(torch.autograd.Function):

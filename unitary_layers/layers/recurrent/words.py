@@ -203,7 +203,7 @@ class UnitaryWordRNN(UnitaryModule):
     def _run(self, ids: Tensor, lengths: Tensor | int, hx: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
         """States of packed words ``(rows,)``, with lengths as for :func:`word_scan`."""
         watch_own(self)
-        if self.training and torch.is_grad_enabled() and not is_transformed():
+        if torch.is_grad_enabled() and not is_transformed():
             self.uses = len(lengths) if isinstance(lengths, Tensor) else lengths
         words, ids, padding = self._vocabulary(ids.long())
         h_0 = self._initial_state(batch, hx)
