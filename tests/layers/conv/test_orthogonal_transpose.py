@@ -167,3 +167,5 @@ def test_the_size_is_that_of_torch_where_it_is_given(options):
     assert layer(x[0]).shape == (4, 6, 8)
     with pytest.raises(ValueError, match="OrthogonalConvTranspose2d: expected 16 channels"):
         layer(x[:, :4])
+    with pytest.raises(ValueError, match=r"OrthogonalConvTranspose2d\.adjoint: expected 4 channels"):
+        layer.adjoint(x)

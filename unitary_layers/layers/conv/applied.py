@@ -18,7 +18,9 @@ def applied(layer: OrthogonalNd, input: Tensor, transposed: bool) -> Tensor:
         transposed: whether to apply the adjoint.
     """
     support = support_of(layer._support)
-    name = f"OrthogonalConv{'Transpose' if transposed else ''}{len(support.stride)}d"
+    is_adjoint = isinstance(layer, OrthogonalNd) and layer.is_transposed != transposed
+    kind = f"OrthogonalConv{'Transpose' if transposed != is_adjoint else ''}{len(support.stride)}d"
+    name = f"{kind}.adjoint" if is_adjoint else kind
     check_input(name, input, layer.weight)
     channels = (support.out_channels if transposed else support.in_channels) * support.groups
     size = None if isinstance(support, LocalSupport) else support.grid if transposed else support.size
