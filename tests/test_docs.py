@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import pkgutil
 import re
+import sys
 import textwrap
 import warnings
 from collections import Counter
@@ -27,6 +28,8 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(unitary_layers.__path__, 
 DOORS = ("", ".init", ".linalg", ".projunn", ".training", ".layers", ".robust", ".models", ".testing")
 # A block of any other language could be one that was meant to run.
 LANGUAGES = {"python", "text", "sh", "toml", "yaml", "bibtex"}
+VALUE = r"(?:True|False|\d+|torch\.\w+(?:\(\[[\d, ]+\]\))?)"
+PRINTED = re.compile(rf"^( *)print\((.+)\)  # ({VALUE}(?: {VALUE})*)$", re.MULTILINE)
 FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 NOT_RUN = re.compile(r"<!-- not run:(.*?)-->\s*\Z", re.DOTALL)
 
@@ -56,12 +59,20 @@ def lacking(page: Path) -> list[str]:
     return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
+def assert_prints(expected: str, *values: object) -> None:
+    assert " ".join(map(str, values)) == expected
+
+
 def run(page: Path) -> dict[str, object]:
-    """Runs the blocks of a page in order, in one namespace, which is returned."""
-    names: dict[str, object] = {"__name__": "__main__"}
+    """Runs the blocks of a page in order, in one namespace, which is returned.
+
+    Where a comment behind a print is plainly what it prints, it has to be so.
+    """
+    names: dict[str, object] = {"__name__": "__main__", "assert_prints": assert_prints}
     for block in blocks_of(page.read_text()):
         if block.language == "python" and block.not_run is None:
             code = "\n" * block.line + block.code  # so that a traceback has the line of the page
+            code = PRINTED.sub(r'\1assert_prints("\3", \2)', code)
             exec(compile(code, str(page.relative_to(ROOT)), "exec"), names)
     return names
 
@@ -106,6 +117,16 @@ def test_blocks_are_seen():
         Block(7, "python", "y = 2\n", "needs a GPU"),
         Block(10, "sh", "ls\n", None),
     ]
+
+
+def test_what_is_printed_is_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1 < 2, 3)  # True 3\nprint(0.1)  # about 1\n```\n")
+    run(page)
+    page.write_text("```python\nprint(1 < 2)  # False\n```\n")
+    with pytest.raises(AssertionError):
+        run(page)
 
 
 def test_notes_that_the_code_refers_to_are_in_it():
