@@ -149,6 +149,32 @@ def test_a_wrapper_of_optimisers_takes_the_first_step_too():
         assert_unitary(net)
 
 
+@pytest.mark.parametrize("is_loaded_first", [False, True])
+def test_a_wrapper_goes_on_with_the_momenta_that_it_loads(is_loaded_first):
+    def made() -> tuple[nn.Module, Lookahead]:
+        net = nn.Sequential(UnitaryLinear(N, N), UnitaryLinear(N, N))
+        return net, Lookahead(torch.optim.SGD(net.parameters(), lr=0.1), k=2)
+
+    def step(net: nn.Module, optimizer: Lookahead) -> None:
+        optimizer.zero_grad()
+        loss_of(net).backward()
+        torch.manual_seed(0)
+        optimizer.step()
+
+    net, optimizer = made()
+    attach(net, optimizer)
+    step(net, optimizer)
+    states = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
+    step(net, optimizer)
+    other, resumed = made()
+    other.load_state_dict(states[0])
+    actions = [lambda: resumed.load_state_dict(states[1]), lambda: attach(other, resumed)]
+    for action in actions if is_loaded_first else reversed(actions):
+        action()
+    step(other, resumed)
+    assert all(map(torch.equal, net.parameters(), other.parameters()))
+
+
 def test_a_removed_hook_lets_go_of_the_model():
     net = nn.Sequential(*layers())
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)

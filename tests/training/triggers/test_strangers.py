@@ -169,6 +169,41 @@ def test_who_knows_of_unitary_weights_hears_nothing():
     assert messages(ordinary, adamw(ordinary.parameters())) == []
 
 
+class Wrapper(torch.optim.Optimizer):
+    """Steps another optimiser, as ZeroRedundancyOptimizer and implementations of SAM do."""
+
+    def __init__(self, base: torch.optim.Optimizer) -> None:
+        super().__init__(base.param_groups, {})
+        self.base = base
+
+    def step(self) -> None:
+        self.base.step()
+
+
+@pytest.mark.parametrize("wrap", [Wrapper, lambda base: Wrapper(Wrapper(base)), timm.optim.Lookahead])
+@pytest.mark.parametrize("kind", ["ProjUNN", "attached"])
+def test_who_wraps_an_optimiser_that_knows_of_unitary_weights_hears_nothing(wrap, kind):
+    nets, optimizers = [model(lr=0.05) for _ in range(2)], []
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net in nets:
+        base = (
+            ProjUNN(net.parameters(), lr=1e-3, direction="gradient") if kind == "ProjUNN" else adamw(net.parameters())
+        )
+        if kind == "attached":
+            attach(net, base)
+        optimizers.append(base)
+    optimizers[1] = wrap(optimizers[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            optimizer.zero_grad()
+            torch.manual_seed(0)
+            for _ in range(3):
+                plain(net, optimizer)
+    for mine, its in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.equal(mine, its)
+
+
 def test_an_optimiser_that_was_detached_stays_so_until_it_is_attached_again():
     net = model()
     optimizer = adamw(net.parameters())

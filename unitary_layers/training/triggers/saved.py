@@ -41,11 +41,20 @@ def without_momenta(state_dict: dict[str, Any], optimizer: Optimizer) -> tuple[d
     return state_dict | {"state": state}, momenta
 
 
+def wrapped(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """The optimisers that one holds, such as that which timm's Lookahead or torch's ZeroRedundancyOptimizer steps."""
+    for inner in vars(optimizer).values():
+        if isinstance(inner, Optimizer):
+            yield inner
+            yield from wrapped(inner)
+
+
 def adopt(optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> None:
-    """Takes over the momenta that an optimiser has loaded before it was attached."""
-    for parameter in [p for p, own in optimizer.state.items() if KEYS[0] in own]:
-        own = optimizer.state.pop(parameter)
-        momenta[parameter] = {name: own[name] for name in KEYS if name in own}
+    """Takes over the momenta that an optimiser, or one that it wraps, has loaded before it was attached."""
+    for state in [holder.state for holder in (optimizer, *wrapped(optimizer))]:
+        for parameter in [p for p, own in state.items() if KEYS[0] in own]:
+            own = state.pop(parameter)
+            momenta[parameter] = {name: own[name] for name in KEYS if name in own}
 
 
 def _parameters(state_dict: dict[str, Any], optimizer: Optimizer) -> Iterator[tuple[Any, Tensor]]:

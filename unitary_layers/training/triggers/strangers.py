@@ -13,14 +13,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ..owners import Lookup, register_owner
 from ..weight import UnitaryOwner
 from .host import NAME, closure_of, host_of
+from .saved import wrapped
 
 # Note [Strangers]
 # A training script that knows nothing of this package gives all parameters to an optimiser of torch, which would take
 # unitary weights for ordinary ones. torch tells of every step of every optimiser before it is taken. So when one is
-# about to step a unitary weight that has a gradient, and is neither attached nor ProjUNN, it is attached there and
-# then, and says so once. A loop that calls ``projunn_step`` first leaves no gradient, and is left alone. An optimiser
-# whose handle was removed stays detached, LBFGS is only reported, and a compiled step is not looked into: what these
-# do to a weight is noticed as told in Note [Off the manifold].
+# about to step a unitary weight that has a gradient, and is neither attached nor ProjUNN nor a wrapper of such a one,
+# it is attached there and then, and says so once. A loop that calls ``projunn_step`` first leaves no gradient, and is
+# left alone. An optimiser whose handle was removed stays detached, LBFGS is only reported, and a compiled step is not
+# looked into: what these do to a weight is noticed as told in Note [Off the manifold].
 
 _lock = threading.Lock()
 _hooks: list[Any] = []
@@ -47,7 +48,7 @@ def welcome(optimizer: Optimizer) -> None:
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if torch.compiler.is_compiling() or NAME in vars(optimizer) or hasattr(optimizer, "steps_unitary_weights"):
+    if torch.compiler.is_compiling() or any(map(_knows, (optimizer, *wrapped(optimizer)))):
         return
     has_closure = closure_of(args, kwargs) is not None  # which is to make the gradients
     held = [p for group in optimizer.param_groups for p in group["params"] if has_closure or p.grad is not None]
@@ -70,6 +71,10 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
         f"{tuple(weights[0].matrix.shape)}{more} for an ordinary parameter. {advice}",
         stacklevel=_level_of_caller(),
     )
+
+
+def _knows(optimizer: Optimizer) -> bool:
+    return NAME in vars(optimizer) or hasattr(optimizer, "steps_unitary_weights")
 
 
 def _level_of_caller() -> int:
