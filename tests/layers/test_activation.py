@@ -143,3 +143,9 @@ def test_group_sort_refuses_what_does_not_divide():
 def test_group_sort_of_two_is_min_and_max():
     x = torch.tensor([[3.0, -1.0, 0.5, math.pi]])
     assert torch.equal(GroupSort()(x), torch.tensor([[-1.0, 3.0, 0.5, math.pi]]))
+
+
+def test_modrelu_refuses_other_numbers_of_features():
+    for features in (1, 3, 5):
+        with pytest.raises(RuntimeError, match="expanded size"):
+            ModReLU(4)(torch.randn(2, features))

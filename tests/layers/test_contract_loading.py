@@ -63,6 +63,12 @@ def assert_retracted(target: nn.Module, source: nn.Module) -> None:
         assert matrix.is_contiguous()
 
 
+def test_a_wide_weight_in_half_precision_is_retracted_though_its_tolerance_is_large():
+    layer = UnitaryLinear(1024, 32)
+    layer.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in layer.state_dict().items()})
+    assert layer.unitarity_error() < 10 * 32 * torch.finfo(torch.float32).eps
+
+
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["half", "bfloat16"])
 def test_a_weight_in_half_precision_that_was_never_unitary_is_reported(half):
     state = UnitaryLinear(8, 8).state_dict() | {"weight": torch.ones(8, 8, dtype=half)}

@@ -48,7 +48,7 @@ class ModReLU(nn.Module):
         return self
 
     def forward(self, input: Tensor) -> Tensor:
-        return torch.sgn(input) * torch.relu(input.abs() + self.bias)
+        return torch.sgn(input) * torch.relu(input.abs() + self.bias.expand_as(input))
 
     def extra_repr(self) -> str:
         return f"{self.num_features}"

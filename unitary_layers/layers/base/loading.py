@@ -182,7 +182,7 @@ def _on_manifold(
     matrix = weight.as_matrix(stored)
     dtype = stored.dtype if assign else weight.parameter.dtype
     error, tolerance = float(unitarity_error(matrix).amax()), rounding_tolerance(weight, dtype)
-    if error <= tolerance:
+    if error <= tolerance and half is None:  # of a wide one it is within it by the rounding to half precision too
         return loaded if loaded.is_contiguous() and loaded.dtype == stored.dtype else stored
     nearest = nearest_unitary(wide := weight.as_matrix(stored.to(dtype)))
     if error > rounding_tolerance(weight, half or stored.dtype):
