@@ -25,8 +25,8 @@ import copying_memory
 from common.training import Trainer
 
 PAPER = UpdateRule(direction="gradient")  # rank 1, one step against the sampled gradient
-# A rank by size, and the momentum that attach() would keep in the optimiser. So short that it goes nowhere: at its
-# usual length the sums that are minimised here would end in numbers so small that processors are slow at them.
+# A rank by size, and the momentum that attach() would keep in the optimiser. So short that it goes nowhere: the sums
+# that are minimised here have no least value.
 DEFAULT = UpdateRule(momentum=0.9, lr=1e-6)
 
 Work = Callable[[], object]

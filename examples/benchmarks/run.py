@@ -206,4 +206,5 @@ def main(arguments: list[str] | None = None) -> list[Row]:
 
 
 if __name__ == "__main__":
+    torch.set_flush_denormal(True)  # processors are slow at numbers that small, and no case is about them
     main()
