@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 MARKERS = "osDv^PX*<>"
+COLORS = 10  # that matplotlib has before it begins anew
 MARKS = 6  # on a curve, beside the one at its end
 
 
@@ -47,7 +48,8 @@ def draw_curves(axes: Any, curves: Sequence[Curve], log: bool = False) -> None:
         low = log and any(y <= 0 for _, y in points)
         lowest |= low
         shown = [(x, edge if log and y <= 0 else y) for x, y in points]
-        style = {"marker": MARKERS[index % len(MARKERS)], "color": f"C{index}", "label": label, **style}
+        again = {"linestyle": "--"} if index >= COLORS else {}
+        style = {"marker": MARKERS[index % len(MARKERS)], "color": f"C{index}", "label": label, **again, **style}
         if low and style["label"] is not None:
             style["label"] += " (0 on the lower edge)"
         marks = {"markerfacecolor": "none", "markevery": places(len(shown), index, len(found))}
