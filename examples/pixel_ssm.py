@@ -3,8 +3,8 @@
 The unitary weights move by their rule, attached to AdamW, which moves all others; the rates rise over the first steps
 and fall to zero by a cosine. Phases and decays take a tenth of the rate: over hundreds of steps a small change of an
 angle turns a state far. `--basis` compares what the unitary weights do: learnt, random and frozen, or none at all (the
-identity). `--shift` moves each training image by up to so many pixels in both directions, and `--flip` mirrors every
-other one, before its pixels are permuted. The pixels of CIFAR-10 have three numbers each.
+identity). `--shift` moves each training image by up to so many pixels in both directions, and `--flip` mirrors half
+of them at random, before their pixels are permuted. The pixels of CIFAR-10 have three numbers each.
 
     python examples/pixel_ssm.py --quick
     python examples/pixel_ssm.py --permute --shift 1 --epochs 9 --out runs/pixel_ssm/learnt

@@ -189,6 +189,20 @@ def test_a_block_is_as_known_as_its_layer():
         lipschitz_bound(block)
 
 
+@pytest.mark.parametrize("bound", [0.5, 1.5])
+def test_a_block_has_not_the_bound_of_its_layer(bound):
+    class Mine(UnitaryLinear):
+        pass
+
+    lipschitz_bound.register(Mine, lambda module: bound)
+    block = ReflectBlock(Mine(6, 4, **DD))
+    if bound > 1:
+        with pytest.raises(ValueError, match=r"that enlarges no distance, got one of bound 1\.5"):
+            lipschitz_bound(block)
+    else:  # it is the identity where all of W x + b is negative
+        assert lipschitz_bound(block) == 1
+
+
 def test_a_subclass_with_the_same_forward_is_known():
     module = Shown(3, 3)
     assert lipschitz_bound(module) == pytest.approx(float(torch.linalg.matrix_norm(module.weight.detach(), 2)))

@@ -121,7 +121,9 @@ def _of_unitary(module: UnitaryLinear) -> float:
 
 @_known(ReflectBlock)
 def _of_reflection(module: ReflectBlock) -> float:
-    return lipschitz_bound(module.layer)  # 1, or refused
+    if (bound := lipschitz_bound(module.layer)) > 1:
+        raise ValueError(f"expected a ReflectBlock of a layer that enlarges no distance, got one of bound {bound}")
+    return 1.0  # also where the layer has a smaller one; see Note [Reflections]
 
 
 @_known(nn.Linear, UnitNormLinear)

@@ -204,6 +204,14 @@ def test_who_wraps_an_optimiser_that_knows_of_unitary_weights_hears_nothing(wrap
         assert torch.equal(mine, its)
 
 
+def test_a_wrapper_that_its_base_knows_of_is_looked_at_once():
+    net = model()
+    wrapper = Wrapper(ProjUNN(net.parameters(), lr=1e-3, direction="gradient"))
+    wrapper.base.wrapper = wrapper
+    plain(net, wrapper)
+    assert_unitary(net)
+
+
 def test_an_optimiser_that_was_detached_stays_so_until_it_is_attached_again():
     net = model()
     optimizer = adamw(net.parameters())

@@ -43,10 +43,12 @@ def without_momenta(state_dict: dict[str, Any], optimizer: Optimizer) -> tuple[d
 
 def wrapped(optimizer: Optimizer) -> Iterator[Optimizer]:
     """The optimisers that one holds, such as that which timm's Lookahead or torch's ZeroRedundancyOptimizer steps."""
-    for inner in vars(optimizer).values():
-        if isinstance(inner, Optimizer):
-            yield inner
-            yield from wrapped(inner)
+    found = [optimizer]
+    for holder in found:  # which grows
+        for inner in vars(holder).values():
+            if isinstance(inner, Optimizer) and not any(inner is other for other in found):  # one may know its wrapper
+                found.append(inner)
+                yield inner
 
 
 def adopt(optimizer: Optimizer, momenta: MutableMapping[Tensor, Any]) -> None:
