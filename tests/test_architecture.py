@@ -15,7 +15,7 @@ LEVELS = (
     ("linalg.check", "linalg.transforms", "linalg.hadamard"),
     ("linalg.polar", "linalg.unitary", "linalg.lowrank", "linalg.thin"),
     ("linalg.signal.grid", "linalg.signal.spectrum", "linalg.signal.kernel", "linalg.signal.bound"),
-    ("linalg.adjacency", "linalg.chebyshev"),
+    ("linalg.adjacency", "linalg.chebyshev", "linalg.dihedral"),
     ("linalg.signal", "linalg"),
     ("init",),
     ("projunn.gradient", "projunn.noise", "projunn.sampling"),
@@ -41,6 +41,7 @@ LEVELS = (
     ("layers.activation", "layers.linear", "layers.born", "layers.attention", "layers.hadamard"),
     ("layers.development.products", "layers.development.development", "layers.development"),
     ("layers.graph.exponential", "layers.graph.convolution", "layers.graph"),
+    ("layers.group.convolution", "layers.group"),
     ("layers.recurrent.packed", "layers.recurrent.linear", "layers.recurrent.fused", "layers.recurrent.operator"),
     ("layers.recurrent.scan", "layers.recurrent.signed", "layers.recurrent.impulse"),
     ("layers.recurrent.options", "layers.recurrent.cell", "layers.recurrent.rnn", "layers.recurrent.hadamard"),
@@ -201,7 +202,7 @@ def test_every_public_name_is_at_the_door():
     promised += " OrthogonalConvRNNCell UnitaryWordRNN StiefelConv1d StiefelConv2d"
     promised += " StiefelConv3d StiefelConvTranspose1d StiefelConvTranspose2d StiefelConvTranspose3d"
     promised += " HadamardLinear HadamardRNN UnitaryDevelopment UnitaryMultiheadAttention convert revert"
-    promised += " UnitarySSM UnitaryGraphConv UnitaryPixelSSM OrthoViT"
+    promised += " UnitarySSM UnitaryGraphConv UnitaryGroupConv UnitaryPixelSSM OrthoViT"
     promised += " OrthoResNet StiefelNet UnitaryPixelRNN unitary_weights drop_gradients share_gradients use_grad_scaler"
     promised += " projunn_d projunn_t low_rank unitarity_error nearest_unitary haar_unitary retract_ __version__"
     assert [name for name in promised.split() if not hasattr(unitary_layers, name)] == []

@@ -24,6 +24,7 @@ from unitary_layers import (
     StiefelConv2d,
     StiefelConvTranspose2d,
     UnitaryGraphConv,
+    UnitaryGroupConv,
     UnitaryLinear,
     UnitaryMultiheadAttention,
     UnitaryPixelRNN,
@@ -146,6 +147,12 @@ CASES = {
         "in_channels out_channels device dtype time learn_time per_channel tol normalize add_self_loops symmetrize "
         "update init gradient",
         lambda layer: layer(torch.randn(3, 4), torch.tensor([[0, 1], [1, 0]])).sum().backward(),
+    ),
+    "UnitaryGroupConv": (
+        UnitaryGroupConv,
+        {"in_channels": 4, "out_channels": 4, "moves": [[1, 0]]},
+        "in_channels out_channels moves device dtype update init",
+        (3, 4, 2),
     ),
     "UnitaryMultiheadAttention": (
         UnitaryMultiheadAttention,

@@ -36,6 +36,7 @@ from .layers import StiefelConvTranspose2d as StiefelConvTranspose2d
 from .layers import StiefelConvTranspose3d as StiefelConvTranspose3d
 from .layers import UnitaryDevelopment as UnitaryDevelopment
 from .layers import UnitaryGraphConv as UnitaryGraphConv
+from .layers import UnitaryGroupConv as UnitaryGroupConv
 from .layers import UnitaryLinear as UnitaryLinear
 from .layers import UnitaryMethods as UnitaryMethods
 from .layers import UnitaryModule as UnitaryModule

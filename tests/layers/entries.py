@@ -21,6 +21,7 @@ from unitary_layers import (
     StiefelConvTranspose2d,
     UnitaryDevelopment,
     UnitaryGraphConv,
+    UnitaryGroupConv,
     UnitaryLinear,
     UnitaryMultiheadAttention,
     UnitaryRNN,
@@ -37,6 +38,7 @@ from unitary_layers.training.owners import weights_of
 from unitary_layers.training.weight import UnitaryWeight
 
 N, BATCH, STEPS = 8, 4, 3
+RING = [[1, 2, 0], [2, 0, 1]]  # moves on the group of three turns
 POWER = UpdateRule(sampler="power", rank=2, lr=0.3)  # the rule with the most state
 
 
@@ -175,6 +177,8 @@ ENTRIES = (
         (BATCH, N),
         is_complex=True,
     ),
+    Entry("group", lambda **o: UnitaryGroupConv(5, N, RING, **o), (BATCH, 5, STEPS)),
+    Entry("group-complex", lambda **o: UnitaryGroupConv(N, 3, RING, **o), (BATCH, N, STEPS, 2), is_complex=True),
     Entry("cell-conv", lambda **o: OrthogonalConvRNNCell(2, 4, 2, **o), (BATCH, 2, 3, 4)),
     Entry("attention", SelfAttention, (STEPS, BATCH, N)),
     Entry("attention-born", lambda **o: SelfAttention(score="born", **o), (STEPS, BATCH, N)),

@@ -17,9 +17,11 @@ from unitary_layers import (
     OrthogonalConv2d,
     OrthogonalConvTranspose2d,
     StiefelConv2d,
+    UnitaryGroupConv,
     UnitaryLinear,
     UnitaryRNN,
 )
+from unitary_layers.linalg import dihedral_moves
 from unitary_layers.linalg.unitary import double
 from unitary_layers.robust import (
     AbsActivation,
@@ -53,6 +55,7 @@ KEEPING = {
     "reflect": lambda: ReflectBlock(OrthogonalConv2d(4, 2, 3, padding=1, **DD)),
     "linear": lambda: nn.Linear(6, 6, **DD),
     "unitary": lambda: UnitaryLinear(6, 6, **DD),
+    "group": lambda: UnitaryGroupConv(4, 4, dihedral_moves(3), **DD),
     "signs": lambda: HadamardLinear(6, block=2, stages=2, **DD),
     "group sort": GroupSort,
     "householder": lambda: HouseholderActivation(4, **DD),

@@ -20,6 +20,7 @@ from .conv import StiefelConvTranspose2d as StiefelConvTranspose2d
 from .conv import StiefelConvTranspose3d as StiefelConvTranspose3d
 from .development import UnitaryDevelopment as UnitaryDevelopment
 from .graph import UnitaryGraphConv as UnitaryGraphConv
+from .group import UnitaryGroupConv as UnitaryGroupConv
 from .hadamard import HadamardLinear as HadamardLinear
 from .linear import UnitaryLinear as UnitaryLinear
 from .recurrent import HadamardRNN as HadamardRNN

@@ -2,6 +2,8 @@
 
 from .adjacency import Adjacency as Adjacency
 from .adjacency import normalized_adjacency as normalized_adjacency
+from .dihedral import dihedral_moves as dihedral_moves
+from .dihedral import dihedral_views as dihedral_views
 from .hadamard import hadamard_matrix as hadamard_matrix
 from .hadamard import walsh_hadamard as walsh_hadamard
 from .lowrank import LowRank as LowRank

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..layers import GroupSort, HadamardLinear, UnitaryLinear
+from ..layers import GroupSort, HadamardLinear, UnitaryGroupConv, UnitaryLinear
 from ..layers.base.inputs import as_sides
 from ..layers.conv.orthogonal import OrthogonalConvNd
 from ..layers.conv.orthogonal_transpose import OrthogonalConvTransposeNd
@@ -102,7 +102,7 @@ def _of_chain(module: nn.Sequential) -> float:
 @_known(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 @_known(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Softsign)
 @_known(GroupSort, AbsActivation, HouseholderActivation, SpatialShift, NormPool, ProjectionPool, LayerCentering)
-@_known(HadamardLinear, OrthogonalConvNd, OrthogonalConvTransposeNd)
+@_known(HadamardLinear, UnitaryGroupConv, OrthogonalConvNd, OrthogonalConvTransposeNd)
 def _one(module: nn.Module) -> float:
     return 1.0
 
