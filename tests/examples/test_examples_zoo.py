@@ -4,11 +4,14 @@ from pathlib import Path
 
 import flood_fill
 import graphs
+import group_distance
 import irregular_series
 import pytest
 import torch
 from common.series import read_series, thinned
 from common.table import matching, mean_of, read_table, write_table
+
+from unitary_layers.linalg import dihedral_moves
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HEADER = "@problemName Some\n@classLabel true walk run\n@data\n"
@@ -111,3 +114,31 @@ def test_a_cell_has_eight_neighbours_and_fewer_at_the_edges() -> None:
     counts = torch.bincount(graphs.cells_beside(4)[0]).view(4, 4)
     assert counts[0].tolist() == [3, 5, 5, 3]
     assert counts[1].tolist() == [5, 8, 8, 5]
+
+
+@pytest.mark.parametrize("corners", [1, 2, 5, 8])
+def test_the_distance_of_two_symmetries_is_the_number_of_moves_between_them(corners: int) -> None:
+    x, distance = group_distance.draw_pairs(50, corners, torch.Generator().manual_seed(0))
+    moves = dihedral_moves(corners)
+    for signal, expected in zip(x[:, 0], distance.tolist(), strict=True):
+        assert signal.square().mean() == pytest.approx(1)
+        start, end = signal.nonzero()[:, 0].tolist()
+        reached, steps = {start}, 0
+        while end not in reached:
+            reached |= {int(move[g]) for g in reached for move in moves}
+            steps += 1
+        assert steps == expected
+
+
+def test_networks_on_a_group_go_on_where_they_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--quick", "--depths", "2", "--steps", "2", "--out", str(tmp_path)]
+    group_distance.main(options)
+    rows = read_table(tmp_path / "group_distance.csv")
+    assert [(row["network"], bool(row["drift"])) for row in rows] == [
+        (network, network == "unitary") for network in group_distance.NETWORKS
+    ]
+    capsys.readouterr()
+    group_distance.main(options)
+    assert capsys.readouterr().out == ""
+    assert read_table(tmp_path / "group_distance.csv") == rows
+    assert (tmp_path / "group_distance.png").read_bytes().startswith(PNG)
