@@ -66,6 +66,7 @@ OPTIONS: dict[type[nn.Module], dict[str, tuple[Any, ...]]] = {
         "norm_layer": ("groupnorm1", timm.layers.LayerNorm2d),
         "act_layer": ("silu", GroupSort),
         "conv_layer": (StiefelConv2d, "Conv2d", nn.Conv2d),
+        "operators": (True,),
     },
     UnitaryPixelRNN: COMMON
     | {

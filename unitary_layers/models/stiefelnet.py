@@ -58,6 +58,60 @@ class PoolUnit(nn.Module):
         return self.act(self.norm(self.pool(self.conv(x))))
 
 
+# Note [Contractions from orthogonal operators]
+# A square orthogonal convolution turns all that comes in and leaves nothing out, and a network of such ones learns
+# slowly. With more channels in between each operator keeps all its singular values 1, and yet their product is any
+# contraction (P. Halmos, 1950). Of k x k taps an orthogonal kernel into k^2 times as many channels is k times an
+# isometry: it turns the patches, of which each pixel has a part in k^2. The norm behind it takes the factor out. After
+# the activation orthonormal rows lead back to fewer channels.
+
+
+class OperatorUnit(nn.Module):
+    """Two orthogonal operators, from the patches of 2 x 2 pixels and back, with what a unit has in between.
+
+    ``norm(B act(norm(pool(A x))))``, to which x is added where it has that shape. A is an isometry into four times as
+    many channels, up to a factor, and B has orthonormal rows, or columns where it leads to more; see Note [Contractions
+    from orthogonal operators].
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        pool: side of the squares of pixels of which the largest number stays; 1 for none.
+        conv_layer: makes a convolution; takes the arguments of ``nn.Conv2d``.
+        norm_layer: makes a norm from the number of channels.
+        act_layer: makes an activation.
+        dd: device and dtype of the parameters.
+
+    Shape:
+        ``(b, in_channels, h, w)`` to ``(b, out_channels, h / pool, w / pool)``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        pool: int,
+        conv_layer: Callable[..., nn.Module],
+        norm_layer: Callable[..., nn.Module],
+        act_layer: Callable[[], nn.Module],
+        **dd: Any,
+    ) -> None:
+        super().__init__()
+        inner = 4 * in_channels
+        around: dict[str, Any] = {"padding": "same", "padding_mode": "circular"}
+        self.conv = conv_layer(in_channels, inner, 2, bias=False, **around, **dd)
+        self.pool = nn.Identity() if pool == 1 else nn.MaxPool2d(pool)
+        self.norm1 = norm_layer(inner, **dd)
+        self.act = act_layer()
+        self.back = conv_layer(inner, out_channels, 1, bias=False, **dd)
+        self.norm2 = norm_layer(out_channels, **dd)
+        self.is_residual = pool == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.back(self.act(self.norm1(self.pool(self.conv(x))))))
+        return x + y if self.is_residual else y
+
+
 class StiefelNet(StagedClassifier):
     """A whitening stem, groups of convolutions with orthonormal kernels, and a pooled linear head.
 
@@ -74,6 +128,8 @@ class StiefelNet(StagedClassifier):
         init: start of the kernels.
         conv_layer: class of the convolutions, or its name: :class:`StiefelConv2d`; :class:`OrthogonalConv2d` for
             operators that are orthogonal, not only their kernels, behind the same stem; ``nn.Conv2d`` to compare with.
+        operators: in the place of each convolution behind the stem two whose operators are orthogonal, with four times
+            as many channels in between, and skips; see Note [Contractions from orthogonal operators].
         in_chans: channels of the image.
         num_classes: classes; 0 for no classifier.
         global_pool: "max", "avg", "avgmax", "catavgmax", or "" for none.
@@ -106,6 +162,7 @@ class StiefelNet(StagedClassifier):
         update: UpdateRule | Mapping[str, Any] | str = "T",
         init: str | Callable[..., Tensor] = "haar",
         conv_layer: str | Callable[..., nn.Module] = StiefelConv2d,
+        operators: bool = False,
         in_chans: int = 3,
         num_classes: int = 10,
         global_pool: str = "max",
@@ -127,10 +184,11 @@ class StiefelNet(StagedClassifier):
         act = layer_of("act_layer", act_layer) or nn.GELU
         self.stem = WhiteningStem(as_size("in_chans", in_chans), as_size("stem_taps", stem_taps), stem_conv, act, **dd)
         layers = {"conv_layer": conv, "norm_layer": norm, "act_layer": act, **dd}
+        unit: type[PoolUnit] | type[OperatorUnit] = OperatorUnit if operators else PoolUnit
         stages, before = [], self.stem.out_channels
         for depth, width in zip(depths, widths, strict=True):
-            blocks: list[nn.Module] = [PoolUnit(width, width, 1, **layers) for _ in range(depth)]
-            stages.append(Stage(PoolUnit(before, width, 2, **layers), blocks))
+            blocks: list[nn.Module] = [unit(width, width, 1, **layers) for _ in range(depth)]
+            stages.append(Stage(unit(before, width, 2, **layers), blocks))
             before = width
         self.stages = nn.Sequential(*stages)
         self.finish(widths, [2 ** (i + 1) for i in range(len(widths))], **dd)
