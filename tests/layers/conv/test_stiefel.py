@@ -261,8 +261,9 @@ def test_a_haar_kernel_keeps_the_variance():
     assert math.isclose(float(y.detach().var()), 1, rel_tol=0.05)
 
 
-def test_images_with_channels_last():
-    ours, theirs, x = pair("Conv", 2, {"kernel_size": 3, "padding": 1})
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_images_with_channels_last(mode):
+    ours, theirs, x = pair("Conv", 2, {"kernel_size": 3, "padding": 1, "padding_mode": mode})
     x = x.contiguous(memory_format=torch.channels_last)
     ours.to(memory_format=torch.channels_last)
     assert ours.weight.is_contiguous()

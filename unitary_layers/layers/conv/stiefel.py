@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Proxy
 
+from ...linalg.transforms import is_transformed
 from ...projunn.rule import UpdateRule
 from ..base.forward import watch_own
 from ..base.inputs import Sides
@@ -48,9 +49,17 @@ class StiefelConvNd(StiefelNd):
         kernel, padding = kernel_for(self, f"StiefelConv{len(self.stride)}d", input), self.padding
         if self.padding_mode != "zeros":
             around = [pixels for side in reversed(self.pads) for pixels in side]
-            input, padding = F.pad(input, around, self.padding_mode), "valid"
+            input, padding = _padded(input, around, self.padding_mode), "valid"
         convolution = CONVOLUTIONS[len(self.stride)]
         return convolution(input, kernel, bias_of(self), self.stride, padding, self.dilation, self.groups)
+
+
+def _padded(input: Tensor, around: list[int], mode: str) -> Tensor:
+    """``F.pad``, which would lose that the channels of a pixel are kept together, and slow down all that follows."""
+    padded = F.pad(input, around, mode)
+    if input.ndim != 4 or is_transformed() or not input.is_contiguous(memory_format=torch.channels_last):
+        return padded
+    return padded if input.is_contiguous() else padded.contiguous(memory_format=torch.channels_last)
 
 
 class StiefelConv2d(StiefelConvNd):
