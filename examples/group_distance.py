@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
-from unitary_layers import GroupSort, UnitaryGroupConv, attach, unitarity_error_of
+from unitary_layers import GroupSort, UnitaryGroupConv, UpdateRule, attach, unitarity_error_of
 from unitary_layers.linalg import dihedral_moves
 
 NETWORKS = ("unitary", "ordinary", "ordinary, residual")
@@ -56,10 +56,12 @@ class OrdinaryGroupConv(nn.Module):
 class Network(nn.Module):
     """Convolutions, each with an activation, the mean over the group, and two layers that read it."""
 
-    def __init__(self, kind: str, depth: int, width: int, moves: Tensor) -> None:
+    def __init__(self, kind: str, depth: int, width: int, moves: Tensor, length: float | None = None) -> None:
         super().__init__()
         unitary, self.is_residual = kind == "unitary", kind.endswith("residual")
-        conv = partial(UnitaryGroupConv, init="identity") if unitary else OrdinaryGroupConv
+        conv = (
+            partial(UnitaryGroupConv, init="identity", update=UpdateRule(lr=length)) if unitary else OrdinaryGroupConv
+        )
         self.embed = conv(1, width, moves)
         self.layers = nn.ModuleList(conv(width, width, moves) for _ in range(depth))
         self.act = GroupSort() if unitary else nn.ReLU()
@@ -90,7 +92,7 @@ def train(args: argparse.Namespace, network: str, depth: int, seed: int, lr: flo
     x, distance = draw_pairs(args.pairs, args.corners, generator)
     test_x, test_distance = draw_pairs(1000, args.corners, generator)
     torch.manual_seed(seed)
-    model = Network(network, depth, args.width, dihedral_moves(args.corners))
+    model = Network(network, depth, args.width, dihedral_moves(args.corners), args.length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     if network == "unitary":
         attach(model, optimizer)
@@ -109,9 +111,10 @@ def train(args: argparse.Namespace, network: str, depth: int, seed: int, lr: flo
 
 
 def at_best_rate(rows: list[Row], network: str, depth: int) -> list[Row]:
-    """The rows of a network, a seed each, at its best rate."""
+    """The rows of a network, a seed each, at its best rate and length."""
     found = matching(rows, {"network": network, "layers": str(depth)})
-    rates = [matching(found, {"lr": rate}) for rate in dict.fromkeys(row["lr"] for row in found)]
+    tried = dict.fromkeys((row["lr"], row["length"]) for row in found)
+    rates = [matching(found, {"lr": rate, "length": length}) for rate, length in tried]
     return min(rates, key=lambda of: mean_of(of, "error"), default=[])
 
 
@@ -141,6 +144,7 @@ def parser() -> argparse.ArgumentParser:
     add("--depths", nargs="+", type=int, default=[8, 16, 32, 64])
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--rates", nargs="+", type=number, default=[3e-3, 1e-2], help="highest rates of AdamW")
+    add("--length", type=number, help="radians of a step of the unitary weights; the layer's own if not given")
     add("--width", type=int, default=32)
     add("--pairs", type=int, default=500, help="to train on")
     add("--steps", type=int, default=600)
@@ -160,8 +164,16 @@ def main(argv: list[str] | None = None) -> None:
     table = args.out / "group_distance.csv"
     rows: list[Row] = read_table(table)
     for seed, depth, network, lr in product(args.seeds, args.depths, args.networks, args.rates):
+        length = "" if args.length is None or network != "unitary" else f"{args.length:g}"
         options = {name: str(getattr(args, name)) for name in ("corners", "width", "pairs", "steps", "batch_size")}
-        keys = {"network": network, "layers": str(depth), "seed": str(seed), "lr": f"{lr:g}", **options}
+        keys = {
+            "network": network,
+            "layers": str(depth),
+            "seed": str(seed),
+            "lr": f"{lr:g}",
+            "length": length,
+            **options,
+        }
         if matching(rows, keys):
             continue
         start = time.process_time()
