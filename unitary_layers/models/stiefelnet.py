@@ -73,17 +73,7 @@ class OperatorUnit(nn.Module):
     many channels, up to a factor, and B has orthonormal rows, or columns where it leads to more; see Note [Contractions
     from orthogonal operators].
 
-    Args:
-        in_channels: of the input.
-        out_channels: of the output.
-        pool: side of the squares of pixels of which the largest number stays; 1 for none.
-        conv_layer: makes a convolution; takes the arguments of ``nn.Conv2d``.
-        norm_layer: makes a norm from the number of channels.
-        act_layer: makes an activation.
-        dd: device and dtype of the parameters.
-
-    Shape:
-        ``(b, in_channels, h, w)`` to ``(b, out_channels, h / pool, w / pool)``.
+    Arguments and shapes are those of :class:`PoolUnit`.
     """
 
     def __init__(
