@@ -1,8 +1,8 @@
-"""How deep can a network on a group be? The distance of two elements of a dihedral group, by 8 to 64 layers.
+"""How deep can a network on a group be? The distance of two elements of a dihedral group, by 8 to 32 layers.
 
-Two of the 2n symmetries of a polygon with n corners are marked by a one each, and the network is to tell how many turns
-by a corner and reflections lead from one to the other, at most n / 2 + 1 (B. Kiani, L. Fesser, M. Weber, NeurIPS 2024,
-arXiv 2410.05499, section 7). An element hears only of its neighbours in one layer, so that fewer than n / 4 layers
+Two of the 2n symmetries of a polygon with n corners are marked, and the network is to tell how many turns by a corner
+and reflections lead from one to the other, at most n / 2 + 1 (B. Kiani, L. Fesser, M. Weber, NeurIPS 2024, arXiv
+2410.05499). An element hears only of its neighbours in one layer, so that fewer than n / 4 layers
 cannot tell the largest distances apart. "unitary" is a chain of `UnitaryGroupConv` and GroupSort; "ordinary" the same
 chain of convolutions with a free matrix for each move and ReLU, started as He et al. do (arXiv 1502.01852); "ordinary,
 residual" adds each of them to what comes in.
@@ -141,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     add("--corners", type=int, default=16, help="of the polygon: half of the size of the group")
-    add("--depths", nargs="+", type=int, default=[8, 16, 32, 64])
+    add("--depths", nargs="+", type=int, default=[8, 16, 32])
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--rates", nargs="+", type=number, default=[3e-3, 1e-2], help="highest rates of AdamW")
     add("--length", type=number, help="radians of a step of the unitary weights; the layer's own if not given")

@@ -176,6 +176,18 @@ def test_polygons_and_images_that_are_none_are_refused():
             dihedral_views(torch.zeros(shape))
 
 
+def test_a_layer_made_without_data_has_its_moves_and_takes_data():
+    with torch.device("meta"):
+        layers = [UnitaryGroupConv(4, 4, moves) for moves in (dihedral_moves(4), [[1, 0]])]
+    for layer, size in zip(layers, (8, 2), strict=True):
+        assert layer.weight.is_meta
+        assert layer.moves.device.type == "cpu"
+        other = UnitaryGroupConv(4, 4, layer.moves)
+        layer.load_state_dict(other.state_dict(), assign=True)
+        x = torch.randn(2, 4, size)
+        assert torch.equal(layer(x), other(x))
+
+
 def test_it_prints_what_it_is():
     layer = UnitaryGroupConv(4, 6, dihedral_moves(4), bias=False, dtype=torch.complex64)
     assert repr(layer) == "UnitaryGroupConv(4, 6, 3 moves of 8 elements, bias=False, complex=True)"

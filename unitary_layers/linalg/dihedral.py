@@ -28,15 +28,10 @@ def dihedral_moves(n: int) -> Tensor:
     """
     if n < 1:
         raise ValueError(f"expected a polygon of at least one corner, got n={n}")
-    turns, mirrored = torch.arange(n), torch.arange(n) + n
+    turns = torch.arange(n, device="cpu")  # also where a model is made without data
     there, back = turns.roll(-1), turns.roll(1)  # r^a s r = r^(a - 1) s
-    return torch.stack(
-        [
-            torch.cat([there, back + n]),
-            torch.cat([back, there + n]),
-            torch.cat([mirrored, turns]),
-        ]
-    )
+    moves = [(there, back + n), (back, there + n), (turns + n, turns)]
+    return torch.stack([torch.cat(halves) for halves in moves])
 
 
 def dihedral_views(images: Tensor) -> Tensor:

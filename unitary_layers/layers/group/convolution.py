@@ -183,12 +183,12 @@ def as_moves(moves: Tensor | Sequence[Sequence[int]]) -> Tensor:
     Raises:
         ValueError: for another shape, dtype, or rows that are not permutations of 0 to size - 1.
     """
-    given = torch.as_tensor(moves, device=None if isinstance(moves, Tensor) else "cpu")
+    given = moves if isinstance(moves, Tensor) else torch.as_tensor(moves, device="cpu")  # whatever the default is
     if given.ndim != 2 or not given.numel() or given.is_floating_point() or given.dtype == torch.bool:
         raise ValueError(
             f"expected moves as integers (f, size), a permutation a row, got {given.dtype} {tuple(given.shape)}"
         )
     given = given.detach().to("cpu", torch.int64)
-    if not torch.equal(given.sort(-1).values, torch.arange(given.size(1)).expand_as(given)):
+    if not torch.equal(given.sort(-1).values, torch.arange(given.size(1), device="cpu").expand_as(given)):
         raise ValueError("expected each row of moves to be a permutation of 0 to size - 1, got one that is not")
     return given
