@@ -140,6 +140,17 @@ def test_a_weight_with_nan_is_not_loaded(entry, assign):
 
 
 @every_entry
+def test_a_layer_made_where_meta_is_the_default_device(entry):
+    """As libraries make a model without data: nothing that it computes for itself may be without data too."""
+    source, x = entry.make(), entry.input()
+    with torch.device("meta"):
+        target = entry.make()
+    assert all(parameter.is_meta for parameter in target.parameters())
+    target.load_state_dict(source.state_dict(), assign=True)
+    assert torch.equal(output_of(target, x), output_of(source, x))
+
+
+@every_entry
 def test_a_layer_of_the_meta_device_whose_tensors_are_assigned_one_by_one(entry):
     """As libraries fill a model that they have made on the meta device; buffers that no file holds get any memory."""
     source, target, x = entry.make(), entry.make(device="meta"), entry.input()
