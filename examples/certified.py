@@ -40,6 +40,7 @@ from common.shift_network import ShiftNetwork
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from unitary_layers import UpdateRule
 from unitary_layers.robust import LogitAnnealingLoss, boundary_distance, certified_radius
 
 RADII = (36 / 255, 72 / 255, 108 / 255)
@@ -85,7 +86,8 @@ def network_of(args: argparse.Namespace, kind: str, classes: int) -> nn.Module:
     """The network that the options name."""
     size = SETS[args.images].size
     if args.network == "shift" and kind == "certified":
-        return ShiftNetwork(classes, size, args.patch, args.widths, args.depths, args.pool, args.init)
+        update = UpdateRule(rank="auto" if args.rank is None else args.rank, lr=args.unitary_lr)
+        return ShiftNetwork(classes, size, args.patch, args.widths, args.depths, args.pool, args.init, update)
     return make_model(kind, num_classes=classes, in_chans=size[0])
 
 
@@ -190,6 +192,8 @@ def parser() -> argparse.ArgumentParser:
     add("--depths", type=int, nargs="+", default=(3, 4), help="shift: blocks of each stage")
     add("--pool", choices=("flat", "norm"), default="flat", help="shift: what the head sees")
     add("--init", choices=("identity", "haar"), default="haar", help="shift: start of the matrices")
+    add("--rank", type=int, help="shift: rank of an update of a matrix; the layer's own if not given")
+    add("--unitary-lr", type=number, help="shift: length of an update in radians; the layer's own if not given")
     add("--offset", type=number, default=0.0, help="of the loss of the certified network, a distance")
     add("--temperature", type=number, default=0.1, help="of that loss, a distance")
     add("--annealing", type=number, default=0.0, help="of that loss: its power")
@@ -214,6 +218,9 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("mixup", "smoothing"):
         if getattr(args, name):
             raise ValueError(f"--{name} does not fit the certified network and its loss of margins")
+    for name in ("rank", "unitary_lr"):
+        if getattr(args, name) is not None and (args.network, args.direction) != ("shift", "spectral"):
+            raise ValueError(f"--{name.replace('_', '-')} needs --network shift and --direction spectral")
     if args.network == "shift" and args.shift is None:
         args.shift = SETS[args.images].size[-1] // 8
     if args.threads is not None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from unitary_layers import OrthogonalConv2d
+from unitary_layers import OrthogonalConv2d, UpdateRule
 from unitary_layers.robust import AbsActivation, NormPool, SpatialShift, UnitNormLinear
 
 
@@ -29,6 +29,7 @@ class ShiftNetwork(nn.Module):
         depths: blocks of each stage, after the matrix that opens it.
         pool: "norm" over the positions, or "flat" for a head that sees each of them.
         init: start of the matrices.
+        update: the rule by which they move.
 
     Attributes:
         lipschitz: of what comes before the head.
@@ -45,17 +46,19 @@ class ShiftNetwork(nn.Module):
         depths: Sequence[int] = (3, 4),
         pool: str = "flat",
         init: str = "haar",
+        update: UpdateRule = UpdateRule(),  # noqa: B008 (a frozen value)
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         channels, height, width = size
+        of_matrices = {"init": init, "update": update}
         parts: list[nn.Module] = []
         for i, (features, depth) in enumerate(zip(widths, depths, strict=True)):
             side = patch if i == 0 else 2
-            matrix = OrthogonalConv2d(channels * side**2, features, 1, init=init)
+            matrix = OrthogonalConv2d(channels * side**2, features, 1, **of_matrices)
             parts += [nn.PixelUnshuffle(side), matrix, AbsActivation(0.5)]
             for _ in range(depth):
-                parts += [OrthogonalConv2d(features, features, 1, init=init), SpatialShift(), AbsActivation(0.5)]
+                parts += [OrthogonalConv2d(features, features, 1, **of_matrices), SpatialShift(), AbsActivation(0.5)]
             channels, height, width = features, height // side, width // side
         self.features = nn.Sequential(*parts, NormPool() if pool == "norm" else nn.Flatten())
         self.head = UnitNormLinear(channels * (1 if pool == "norm" else height * width), num_classes)

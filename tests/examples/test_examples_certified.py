@@ -12,6 +12,7 @@ from common.shift_network import ShiftNetwork
 from torch import nn
 
 from unitary_layers.robust import certified_radius
+from unitary_layers.training import unitary_weights
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -119,11 +120,21 @@ def test_script_writes_a_table_in_which_proofs_are_below_attacks(tmp_path: Path,
     assert (tmp_path / "certified.png").stat().st_size > 0
 
 
+def test_the_rule_of_the_matrices_is_that_of_the_options():
+    args = certified.parse(certified.parser(), ["--network", "shift", "--rank", "3"], {}, unitary_lr_scale=0.03)
+    matrices = list(unitary_weights(certified.network_of(args, "certified", 10)))
+    assert {weight.rule.rank for weight in matrices} == {3}
+    args.rank, args.unitary_lr = None, 0.5
+    assert {weight.rule.lr for weight in unitary_weights(certified.network_of(args, "certified", 10))} == {0.5}
+
+
 def test_bad_options_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match="--attacked must be at least 1, got 0"):
         certified.main(["--attacked", "0", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="--radii must be positive"):
         certified.main(["--radii", "0.1", "0", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="--rank needs --network shift and --direction spectral"):
+        certified.main(["--rank", "4", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="--mixup does not fit"):
         certified.main(["--mixup", "0.2", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="--scale and --img-size need images that are decoded"):
