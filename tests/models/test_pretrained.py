@@ -118,6 +118,24 @@ def test_other_channels_are_what_timm_makes_of_them(name):
     assert all(torch.equal(value, last[key]) for key, value in other.stages[-1].state_dict().items())
 
 
+def test_a_stem_that_whitens_is_frozen_in_what_was_trained_alone():
+    for channels, is_trained in ((3, True), (1, False)):
+        model = timm.create_model("stiefelnet_projunn", pretrained=True, in_chans=channels)
+        assert model.stem.conv.weight.requires_grad != is_trained
+
+
+@pytest.mark.parametrize("operators", [False, True])
+def test_what_follows_a_stem_of_other_channels_starts_anew(operators, tmp_path):
+    layout = {"operators": operators, "depths": (1, 1), "widths": (4, 8)}
+    trained = timm.create_model("stiefelnet_projunn", **layout)
+    torch.save(trained.state_dict(), tmp_path / "own.pth")
+    file = {"file": str(tmp_path / "own.pth")}
+    other = timm.create_model("stiefelnet_projunn", **layout, pretrained=True, in_chans=1, pretrained_cfg_overlay=file)
+    last = trained.stages[-1].state_dict()
+    assert all(torch.equal(value, last[key]) for key, value in other.stages[-1].state_dict().items())
+    assert other.eval()(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in TRAINED])
 def test_a_name_without_weights_says_so(name):
     with pytest.raises(RuntimeError, match=f"No pretrained weights exist for {name}"):

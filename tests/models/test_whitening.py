@@ -67,7 +67,8 @@ def test_both_signs_of_the_answers_go_on_at_the_size_of_the_image():
     assert torch.allclose(y[..., :7, :7], model.stem.conv(x) * model.stem.scale[:, None, None], atol=1e-4)
 
 
-def test_a_fitted_kernel_stays_and_comes_back_from_a_state_dict():
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_fitted_kernel_stays_and_comes_back_from_a_state_dict(assign):
     model = StiefelNet((0, 0), (4, 8))
     model.init_whitening(correlated())
     before = model.stem.conv.weight.detach().clone()
@@ -76,8 +77,11 @@ def test_a_fitted_kernel_stays_and_comes_back_from_a_state_dict():
     optimizer.step()
     assert_unitary(model)
     assert torch.equal(model.stem.conv.weight, before)
-    other = StiefelNet((0, 0), (4, 8))
-    other.load_state_dict(model.state_dict())
+    other, fresh = StiefelNet((0, 0), (4, 8)), StiefelNet((0, 0), (4, 8))
+    other.load_state_dict(fresh.state_dict())
+    assert other.stem.conv.weight.requires_grad, "it was not fitted"
+    other.load_state_dict(model.state_dict(), assign=assign)
+    assert not other.stem.conv.weight.requires_grad
     x = correlated(2)
     assert torch.equal(other.eval()(x), model.eval()(x))
 

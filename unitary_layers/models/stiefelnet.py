@@ -211,6 +211,7 @@ default_cfgs = generate_default_cfgs(
 def stiefelnet_projunn(pretrained: bool = False, **options: Any) -> StiefelNet:
     """Three groups of two convolutions with orthonormal kernels behind a whitening stem, for 32 x 32 pixels."""
     features = {"out_indices": tuple(range(len(options.get("widths", (0, 0, 0))))), "flatten_sequential": True}
-    own_stem = partial(with_own_stem, beside=("stages.0.transition.conv",))
+    beside = "stages.0.transition" if options.get("operators") else "stages.0.transition.conv"
+    own_stem = partial(with_own_stem, beside=(beside,))
     options |= {"feature_cfg": features, "pretrained_filter_fn": own_stem}
     return build_model_with_cfg(StiefelNet, "stiefelnet_projunn", pretrained, **options)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 # eigenvalue, so that its answers have a mean square of 1 (Page, "How to train your ResNet", 2019; Jordan, arXiv
 # 2404.00498, section 3.2). The eigenvectors are an orthonormal kernel. Both signs of an answer go on, because the
 # nonlinearity behind them treats them differently. An eigenvalue that is close to zero would make noise of rounding, so
-# `FLOOR` is added to all of them.
+# `FLOOR` is added to all of them. What comes from images stays as it is: fitting freezes the kernel, and so does
+# loading a stem that was fitted, which is one whose scales are not all 1.
 
 FLOOR = 5e-4  # arXiv 2404.00498; of images standardised to a mean square of about 1
 
@@ -61,6 +62,13 @@ class WhiteningStem(nn.Module):
         around = (self.taps - 1) // 2, self.taps // 2  # so that the image keeps its size
         x = self.conv(F.pad(x, around + around)) * self.scale[:, None, None]
         return self.act(torch.cat((x, -x), 1) + self.bias[:, None, None])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Freezes the kernel where a fitted one comes; see Note [Whitening stem]."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        scale = state_dict.get(f"{prefix}scale")
+        if isinstance(scale, Tensor) and not scale.is_meta and bool((scale != 1).any()):
+            self.conv.requires_grad_(False)
 
     @torch.jit.ignore
     @torch.no_grad()
