@@ -223,6 +223,7 @@ REAL = tuple(entry for entry in ENTRIES if not entry.is_complex)
 
 every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
 every_real_entry = pytest.mark.parametrize("entry", REAL, ids=lambda e: e.name)
+every_complex_entry = pytest.mark.parametrize("entry", [e for e in ENTRIES if e.is_complex], ids=lambda e: e.name)
 
 
 def output_of(module: nn.Module, x: Tensor) -> Tensor:

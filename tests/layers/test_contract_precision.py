@@ -9,6 +9,7 @@ from closeness import assert_rounding
 from entries import (
     POWER,
     N,
+    every_complex_entry,
     every_entry,
     every_real_entry,
     gradient_of,
@@ -165,6 +166,15 @@ def test_a_complex_layer_cast_to_half_precision_still_runs(entry):
     assert output_of(module, x).dtype == x.dtype
     step(module, x)
     assert_unitary(module)
+
+
+@every_complex_entry
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_complex_layer_refuses_real_numbers_of_half_precision(entry, autocast):
+    """Of its weights the real part alone would be left."""
+    module, x = entry.make(), entry.input().real.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), pytest.raises((RuntimeError, ValueError)):
+        output_of(module, x)
 
 
 @every_entry

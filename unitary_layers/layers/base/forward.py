@@ -8,7 +8,7 @@ from ...linalg.transforms import is_transformed
 from ...training.factored.graphs import Sampled
 from ...training.watch import rounding_tolerance, watch
 from ...training.weight import UnitaryWeight, as_complex, record_of
-from .inputs import HALF
+from .inputs import as_half
 from .module import UnitaryModule
 
 # Note [Averages of weights]
@@ -46,8 +46,8 @@ def watch_own(module: nn.Module) -> None:
 def value_in_use(module: UnitaryModule, name: str, like: Tensor | None = None) -> Tensor:
     """A unitary weight as a forward pass uses it, quantised if so, otherwise as :meth:`UnitaryModule.value`."""
     stored = in_use(module, name)
-    value = as_complex(stored if module.quantiser is None else module.quantiser(stored), module.is_complex)
-    return value.to(like.dtype) if like is not None and like.dtype in HALF else value
+    value = stored if module.quantiser is None else module.quantiser(stored)
+    return as_half(as_complex(value, module.is_complex), like)
 
 
 def integer_of(module: UnitaryModule, name: str) -> tuple[Tensor, Tensor]:

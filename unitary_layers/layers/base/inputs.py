@@ -84,6 +84,19 @@ def check_input(layer: str, x: Tensor, like: Tensor) -> None:
         )
 
 
+def as_half(value: Tensor, like: Tensor | None) -> Tensor:
+    """A weight, in half precision where a tensor ``like`` is: that of a forward pass.
+
+    Raises:
+        RuntimeError: for a complex one, of which its real part alone would be left.
+    """
+    if like is None or like.dtype not in HALF:
+        return value
+    if value.is_complex():
+        raise RuntimeError(f"expected input of {value.dtype} as the weight, got {like.dtype}")
+    return value.to(like.dtype)
+
+
 def check_stored(name: str, parameter: Tensor, shape: torch.Size) -> None:
     """Refuses a tensor that was assigned in the place of a unitary weight and cannot be one.
 

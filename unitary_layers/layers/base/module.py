@@ -14,7 +14,7 @@ from ...training.memory import Memory
 from ...training.triggers.strangers import enrol
 from ...training.watch import vouch, watch
 from ...training.weight import UnitaryWeight, as_complex, record_of
-from .inputs import HALF, as_dtype, as_real, check_rule, check_stored
+from .inputs import as_dtype, as_half, as_real, check_rule, check_stored
 from .loading import STATE_VERSION, cast_along, is_too_new, prepare_state
 from .methods import UnitaryMethods
 from .quantise import Quantiser
@@ -148,8 +148,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
 
     def value(self, name: str, like: Tensor | None = None) -> Tensor:
         """The parameter as the real or complex tensor that it stands for, in half precision where ``like`` is."""
-        value = as_complex(getattr(self, name), self.is_complex)
-        return value.to(like.dtype) if like is not None and like.dtype in HALF else value
+        return as_half(as_complex(getattr(self, name), self.is_complex), like)
 
     def own_unitary_weights(self) -> Iterator[UnitaryWeight]:
         """The unitary weights that this module itself holds, without those of its children, and none that it lacks."""

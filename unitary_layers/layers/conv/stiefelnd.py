@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...projunn.rule import UpdateRule
 from ...training.weight import as_complex
 from ..base.forward import in_use
-from ..base.inputs import HALF, Sides, as_sides, as_size, check_channels, check_input
+from ..base.inputs import Sides, as_half, as_sides, as_size, check_channels, check_input
 from ..base.module import UnitaryModule
 from .reads import most_reads
 
@@ -147,7 +147,7 @@ def kernel_for(layer: StiefelNd, name: str, input: Tensor) -> Tensor:
         raise RuntimeError(
             f"{name}: expected {kernel.ndim - 1}D (unbatched) or {kernel.ndim}D input, got shape {tuple(input.shape)}"
         )
-    return kernel.to(input.dtype) if input.dtype in HALF else kernel
+    return as_half(kernel, input)
 
 
 def bias_of(layer: StiefelNd) -> Tensor | None:
