@@ -43,6 +43,17 @@ def test_a_long_time_has_an_order_and_comes_to_an_end():
     assert series_order(5e-324, 1e-7) == 0
 
 
+@pytest.mark.parametrize("t", [0.0, 1e-300, 1e-7, 0.7, 33.3, 300.0, 1000.0])
+@pytest.mark.parametrize("tol", [1e-3, 1e-7, 1e-10])
+def test_the_order_is_where_the_coefficients_end(t, tol):
+    terms = series(torch.tensor(t, dtype=torch.float64), 100 + int(1.2 * t)).abs()
+    rest = terms.flip(0).cumsum(0).flip(0)
+    order = series_order(t, tol)
+    assert order == max(int((rest > tol).sum()) - 1, 0)
+    with torch.device("meta"):  # where tensors have no values, and no earlier answer is kept
+        assert series_order.__wrapped__(t, tol) == order
+
+
 @pytest.mark.parametrize("t", [0.0, math.nan, math.inf])
 def test_a_time_without_a_series_has_none(t):
     assert series_order(t, 1e-6) == 0

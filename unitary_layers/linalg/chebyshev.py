@@ -20,7 +20,7 @@ from torch import Tensor
 # error of the operator, and of the error by which it is not unitary.
 # As a function of the angle, exp(i t cos(angle)) has the Fourier coefficients i^k J_k(t), so one transform of its
 # values gives all of them. They are right to rounding, differentiable in t, and those of many times come together; the
-# recurrence downwards in k, the textbook's, serves one time and has no derivative.
+# recurrence downwards in k, the textbook's, serves one time and has no derivative. It is enough to find the order.
 
 # Note [Pairs of channels]
 # Real and complex features are one thing here: complex numbers are pairs of neighbouring real channels, and so is every
@@ -40,15 +40,35 @@ def series_order(time: float, tol: float) -> int:
         time: t.
         tol: largest error in the spectral norm.
     """
-    if not math.isfinite(time):
+    if not math.isfinite(time) or abs(time) < tol / 2:  # 2 |J_1(t)| <= |t|
         return 0
     half, log_term, bound = abs(time) / 2, 0.0, 0
     while half and (log_term > math.log(tol / 4) or bound < 2 * half):
         bound += 1  # |J_k(t)| <= (t / 2)^k / k!, and from k = t on each is half the last
         log_term += math.log(half / bound)
-    terms = series(torch.tensor(time, dtype=torch.float64), bound).abs()
-    rest = terms.flip(0).cumsum(0).flip(0)  # of each order: it and all above it
-    return max(int((rest > tol).sum()) - 1, 0) if bound else 0
+    rest = 0.0
+    for k, term in enumerate(reversed(_moduli(abs(time), bound))):
+        rest += term
+        if rest > tol:
+            return bound - k
+    return 0
+
+
+def _moduli(time: float, order: int) -> list[float]:
+    """The moduli of the terms up to an order at which they have become negligible: ``|J_0|, 2 |J_1|, 2 |J_2|, ...``.
+
+    By Miller's recurrence downwards in numbers of Python: under ``torch.export`` and on a meta device tensors have no
+    values that an order could be read from.
+    """
+    above, value, terms = 0.0, 1.0, [1.0]
+    for k in range(order, 0, -1):
+        above, value = value, 2 * k / time * value - above
+        if abs(value) > 1e200:
+            above, value, terms = above * 1e-200, value * 1e-200, [term * 1e-200 for term in terms]
+        terms.append(value)
+    terms.reverse()
+    whole = terms[0] + 2 * sum(terms[2::2])  # J_0 + 2 J_2 + 2 J_4 + ... = 1
+    return [abs(term / whole) * (2 if k else 1) for k, term in enumerate(terms)]
 
 
 def series(times: Tensor, order: int) -> Tensor:
