@@ -31,6 +31,7 @@ LEVELS = (
     ("training.factored.amp", "training.factored"),
     ("training.step",),
     ("training.triggers.given", "training.triggers.rates", "training.triggers.saved", "training.triggers.backward"),
+    ("training.triggers.telling",),
     ("training.triggers.guests", "training.triggers.host", "training.triggers.strangers"),
     ("training.triggers.attach", "training.triggers.optimizer"),
     ("training.triggers", "training"),

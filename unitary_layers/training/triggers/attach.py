@@ -53,8 +53,9 @@ def attach(
     shared between segments of reentrant checkpointing: it would step before they are done. Weights that are replaced or
     unfrozen later are found in the next forward of the module, if that is not compiled.
 
-    Several modules may be attached to one optimiser: they step together. A copy of the module or of the optimiser is
-    not attached.
+    Several modules may be attached to one optimiser: they step together. All weights of an attached module step that
+    have a gradient, whether the optimiser holds them or not; if it holds a part of the module, the first
+    step says so in a warning. A copy of the module or of the optimiser is not attached.
 
     Args:
         module: any module tree; its unitary weights are looked up anew at each step.
@@ -97,8 +98,7 @@ def _attach_to_optimizer(optimizer: Optimizer, guest: Guest) -> AttachHandle:
     welcome(optimizer)
     if guest.scaler is not None:
         use_grad_scaler(guest.module, guest.scaler)
-    host.guests.modules.append(guest)
-    host.guests.held = None  # from now on it is told what to step
+    host.guests.receive(guest)
     keep_rates(optimizer)  # those of groups that came after another module was attached
     return AttachHandle([partial(host.remove, optimizer, guest), partial(leave_alone, optimizer)])
 

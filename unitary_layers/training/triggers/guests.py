@@ -15,6 +15,7 @@ from ..step import step_from_gradients
 from ..weight import UnitaryWeight, clear_collected, unitary_weights
 from .backward import refuse_two_triggers
 from .rates import LrScale, factors
+from .telling import warn_of_a_part, warn_of_strangers
 
 
 class Guest(NamedTuple):
@@ -39,22 +40,54 @@ class Guests:
 
     Attributes:
         modules: those that were attached.
-        held: for an optimiser that was never attached the parameters that it holds, of which the unitary ones are
-            stepped; else None. See Note [Strangers].
+        held: the parameters that the optimiser holds, where unitary ones among them are to be stepped that no module
+            has; else None. See Note [Strangers].
     """
 
     def __init__(self) -> None:
         self.modules: list[Guest] = []
         self.held: list[Tensor] | None = None
         self._lookup = Lookup()
+        self._looked_at = 0  # so many parameters of the host, of which it said what there was to say
+        self._has_parted = False
 
     def __bool__(self) -> bool:
         return bool(self.modules) or self.held is not None
 
-    def look(self, optimizer: Optimizer) -> None:
-        """Sees which parameters an optimiser that was never attached holds, while all of them are in its groups."""
+    def receive(self, guest: Guest) -> None:
+        """Takes one module in; from now on the modules say what to step."""
+        self.modules.append(guest)
+        self.held, self._looked_at = None, 0
+
+    def look(self, optimizer: Optimizer, *, has_closure: bool) -> None:
+        """Sees which parameters the optimiser holds, while all of them are in its groups; see Note [Strangers].
+
+        Args:
+            optimizer: the host.
+            has_closure: whether the gradients are still to be made.
+        """
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        if self.modules and len(held) != self._looked_at:
+            self._look_around(optimizer, held, has_closure)
         if self.held is not None:
-            self.held = [p for group in optimizer.param_groups for p in group["params"]]
+            self.held = held
+
+    def _look_around(self, optimizer: Optimizer, held: list[Tensor], has_closure: bool) -> None:
+        """Warns of unitary weights that the host holds and no module has, and of modules that it holds in part."""
+        of_modules = {guest: list(unitary_weights(guest.module)) for guest in self.modules}
+        known = {weight.parameter for weights in of_modules.values() for weight in weights}
+        strangers = [w for p, w in self._lookup.weights(held).items() if p not in known and p.requires_grad]
+        stepped = [w for w in strangers if has_closure or w.parameter.grad is not None]
+        if stepped and not self._has_parted:
+            self.held = held
+            names = " and ".join(type(guest.module).__name__ for guest in self.modules)
+            advice = f"It was attached to {names} alone. This moves by its own rule from now on; attach its module too"
+            warn_of_strangers(optimizer, stepped, advice)
+        if stepped or not strangers:
+            self._looked_at = len(held)
+        for guest, weights in of_modules.items():
+            moving = [weight for weight in weights if weight.parameter.grad is not None]
+            warn_of_a_part(optimizer, guest.module, moving, set(held))
 
     def found(self) -> Found:
         """The unitary weights of all modules, each once, and the factor that its module has named."""
@@ -102,6 +135,7 @@ class Guests:
     def part_from(self, guest: Guest) -> None:
         """Lets one module go, whose layers then know of no scaler, if no other module that shares them does."""
         self.modules.remove(guest)
+        self._has_parted = True
         if guest.scaler is not None:
             tell_owners(guest.module, None)
             for module, scaler, _ in self.modules:

@@ -107,10 +107,10 @@ class Host:
         if self.entered:
             return args, kwargs
         self.show()
-        self.guests.look(optimizer)
+        closure = closure_of(args, kwargs)
+        self.guests.look(optimizer, has_closure=closure is not None)
         found = self.guests.found()  # once: each walk through a model of many layers takes its time
         hidden: set[Tensor] = {weight.parameter for weight, _ in found}
-        closure = closure_of(args, kwargs)
         self.is_late = closure is not None or any(p.grad is not None and p.grad.requires_grad for p in hidden)
         if self.is_late:
             self.guests.factors(optimizer, found)  # raises now, if it does
@@ -179,7 +179,7 @@ class Host:
         """Lets go of one module, and of the optimiser after the last."""
         self.show()
         self.guests.part_from(guest)
-        if self.guests:
+        if self.guests.modules:
             return
         while self.handles:
             self.handles.pop().remove()

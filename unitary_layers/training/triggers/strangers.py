@@ -1,8 +1,6 @@
 """Adopts optimisers that step unitary weights without having been attached."""
 
-import sys
 import threading
-import warnings
 import weakref
 from typing import Any
 
@@ -14,14 +12,16 @@ from ..owners import Lookup, register_owner
 from ..weight import UnitaryOwner
 from .host import NAME, closure_of, host_of
 from .saved import wrapped
+from .telling import warn_of_strangers
 
 # Note [Strangers]
 # A training script that knows nothing of this package gives all parameters to an optimiser of torch, which would take
 # unitary weights for ordinary ones. torch tells of every step of every optimiser before it is taken. So when one is
 # about to step a unitary weight that has a gradient, and is neither attached nor ProjUNN nor a wrapper of such a one,
-# it is attached there and then, and says so once. A loop that calls ``projunn_step`` first leaves no gradient, and is
-# left alone. An optimiser whose handle was removed stays detached, LBFGS is only reported, and a compiled step is not
-# looked into: what these do to a weight is noticed as told in Note [Off the manifold].
+# it is attached there and then, and says so once. One that was attached to other modules takes such a weight in beside
+# theirs, and says so too, until one of them is detached. A loop that calls ``projunn_step`` first leaves no gradient,
+# and is left alone. An optimiser whose handle was removed stays detached, LBFGS is only reported, and a compiled step
+# is not looked into: what these do to a weight is noticed as told in Note [Off the manifold].
 
 _lock = threading.Lock()
 _hooks: list[Any] = []
@@ -63,23 +63,8 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     else:
         host_of(optimizer).guests.held = []  # whose hook comes next, and looks
         advice = "It is attached now, so these move by their own rules. To say so, call attach(model, optimizer) before"
-    if all(weight.rule.rate == 0 for weight in weights):  # which are held still, and stay so
-        return
-    more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
-    warnings.warn(
-        f"{type(optimizer).__name__} was not attached, and was about to take the unitary weight {weights[0].name!r} "
-        f"{tuple(weights[0].matrix.shape)}{more} for an ordinary parameter. {advice}",
-        stacklevel=_level_of_caller(),
-    )
+    warn_of_strangers(optimizer, weights, advice)
 
 
 def _knows(optimizer: Optimizer) -> bool:
     return NAME in vars(optimizer) or hasattr(optimizer, "steps_unitary_weights")
-
-
-def _level_of_caller() -> int:
-    """How far up the script is that steps the optimiser: past this file, and torch, whose schedulers wrap steps."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("torch.", __name__)):
-        frame, level = frame.f_back, level + 1
-    return level
