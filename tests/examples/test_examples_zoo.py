@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import fine_tuning
 import flood_fill
 import graphs
 import group_distance
@@ -12,6 +13,7 @@ from common.series import read_series, thinned
 from common.table import matching, mean_of, read_table, write_table
 
 from unitary_layers.linalg import dihedral_moves
+from unitary_layers.training import unitary_weights
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HEADER = "@problemName Some\n@classLabel true walk run\n@data\n"
@@ -142,3 +144,27 @@ def test_networks_on_a_group_go_on_where_they_stopped(tmp_path: Path, capsys: py
     assert capsys.readouterr().out == ""
     assert read_table(tmp_path / "group_distance.csv") == rows
     assert (tmp_path / "group_distance.png").read_bytes().startswith(PNG)
+
+
+def test_weights_are_tuned_in_every_way_and_runs_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--quick", "--used", "20", "--tested", "20", "--lengths", "0.03", "--out", str(tmp_path)]
+    fine_tuning.main(options)
+    rows = read_table(tmp_path / "fine_tuning.csv")
+    assert [(row["way"], row["length"]) for row in rows] == [("head", ""), ("attached", "0.03"), ("reverted", "")]
+    capsys.readouterr()
+    fine_tuning.main(options)
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "fine_tuning.png").read_bytes().startswith(PNG)
+
+
+def test_what_is_tuned_is_what_the_way_says() -> None:
+    args = fine_tuning.parser().parse_args(["--model", "unissm_pixel_projunn.mnist"])
+    model, optimizer = fine_tuning.prepared(args, "head", 1e-3, 0.0)
+    assert {p for p in model.parameters() if p.requires_grad} == set(model.get_classifier().parameters())
+    assert {p for group in optimizer.param_groups for p in group["params"]} == set(model.get_classifier().parameters())
+    model, optimizer = fine_tuning.prepared(args, "attached", 1e-3, 0.1)
+    (weight, *_), before = list(unitary_weights(model)), next(unitary_weights(model)).matrix.clone()
+    model(torch.randn(2, 1, 28, 28)).square().sum().backward()
+    optimizer.step()
+    length = float((weight.matrix - before).norm())
+    assert length == pytest.approx(0.1 * weight.rule.rate, rel=0.02)

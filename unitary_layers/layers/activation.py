@@ -63,7 +63,7 @@ class GroupSort(OneOperation):
 
     Args:
         group_size: channels a group; must divide the number of channels.
-        dim: the channels' dimension.
+        dim: the channels' dimension; -1 for sequences ``(batch, time, channels)``.
 
     Shape:
         Input and output ``(batch, channels, ...)`` for the default ``dim=1``.
