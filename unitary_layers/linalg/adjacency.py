@@ -13,6 +13,8 @@ from .transforms import is_transformed
 # Note [Symmetry by probes]
 # A is symmetric if u^T A v = v^T A u for all u and v. Two pairs of vectors of numbers without a pattern tell as much,
 # at the cost of a product with four vectors. They depend on the nodes alone, so a graph is refused always or never.
+# The two directions may differ by the rounding of weights in their dtype, but in half precision by that of single: a
+# coarser one would hide edges that are there in one direction alone.
 
 # Note [A bound of the spectrum]
 # No eigenvalue of A is larger than max_i (|A| d)_i / d_i, for any positive vector d (Collatz, Wielandt). A few products
@@ -77,14 +79,15 @@ def normalized_adjacency(
 
     Args:
         edge_index: the ends of the edges, int64 ``(2, edges)``, each edge in both directions.
-        edge_weight: real ``(edges,)``; ones if None.
+        edge_weight: real ``(edges,)``; ones if None. They are summed in double precision. In half precision too they
+            must be the same in both directions.
         num_nodes: nodes of the graph; one more than the largest index if None.
         add_self_loops: adds an edge of weight 1 from each node to itself.
         symmetrize: takes ``(A + A^T) / 2`` in the place of A, so that edges may be directed.
 
     Returns:
         What :class:`unitary_layers.UnitaryGraphConv` takes in the place of ``edge_index``, so that many layers and
-        forward passes share it.
+        forward passes share it. Its entries are in single precision, or that of the weights if that is higher.
 
     Raises:
         TypeError, ValueError: for what is not such an edge index, weights of another number or complex ones, an index
@@ -95,7 +98,7 @@ def normalized_adjacency(
         num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
     options = {"normalize": True, "add_self_loops": add_self_loops, "symmetrize": symmetrize}
     dtype = torch.get_default_dtype() if edge_weight is None else edge_weight.dtype
-    return adjacency_of(edge_index, edge_weight, num_nodes, **options, dtype=dtype)
+    return adjacency_of(edge_index, edge_weight, num_nodes, **options, dtype=torch.promote_types(dtype, torch.float32))
 
 
 def adjacency_of(
@@ -112,7 +115,7 @@ def adjacency_of(
     rows, columns = edge_index
     if edge_weight is None:
         edge_weight = torch.ones(rows.shape, dtype=torch.float64, device=rows.device)
-    edge_weight = edge_weight.flatten()
+    eps, edge_weight = _rounding_of(edge_weight), edge_weight.flatten().to(torch.float64)
     if symmetrize:
         rows, columns = torch.cat([rows, columns]), torch.cat([columns, rows])
         edge_weight = torch.cat([edge_weight, edge_weight]) / 2
@@ -124,7 +127,7 @@ def adjacency_of(
     columns, values = columns[order], edge_weight[order]
     starts = torch.searchsorted(rows, torch.arange(num_nodes + 1, device=rows.device))
     if not symmetrize:
-        check_symmetric(starts, columns, values)
+        check_symmetric(starts, columns, values, eps)
     if normalize:
         degrees = values.new_zeros(num_nodes).index_add(0, rows, values.abs())
         scales = torch.where(degrees > 0, degrees, 1).rsqrt()
@@ -142,13 +145,13 @@ def of_sparse(matrix: Tensor, dtype: torch.dtype) -> Adjacency:
     """
     if matrix.ndim != 2 or matrix.size(0) != matrix.size(1):
         raise ValueError(f"expected an adjacency matrix (nodes, nodes), got shape {tuple(matrix.shape)}")
-    matrix = matrix.to_sparse_csr()
+    if not matrix.is_floating_point():
+        raise ValueError(f"expected an adjacency matrix of a real dtype, got {matrix.dtype}")
+    eps, matrix = _rounding_of(matrix), matrix.to(torch.float64).to_sparse_csr()
     starts, columns, values = (x.clone() for x in (matrix.crow_indices(), matrix.col_indices(), matrix.values()))
     starts, columns = starts.long(), columns.long()
-    if not values.is_floating_point():
-        raise ValueError(f"expected an adjacency matrix of a real dtype, got {values.dtype}")
     rows = torch.repeat_interleave(starts.diff(), output_size=columns.numel())
-    check_symmetric(starts, columns, values)
+    check_symmetric(starts, columns, values, eps)
     return Adjacency(rows, columns, starts, values.to(dtype), _bound(starts, columns, values))
 
 
@@ -179,17 +182,29 @@ def check_edges(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int |
         raise ValueError(f"expected the {count} nodes from 0 to {count - 1}, got {least if least < 0 else most}")
 
 
-def check_symmetric(starts: Tensor, columns: Tensor, values: Tensor) -> None:
-    """Refuses a matrix that is not symmetric, by a ``ValueError``; see Note [Symmetry by probes]."""
+def _rounding_of(weights: Tensor) -> float:
+    """By how much of itself a weight may differ in the two directions; see Note [Symmetry by probes]."""
+    return torch.finfo(torch.promote_types(weights.dtype, torch.float32)).eps
+
+
+def check_symmetric(starts: Tensor, columns: Tensor, values: Tensor, eps: float) -> None:
+    """Refuses a matrix that is not symmetric, by a ``ValueError``; see Note [Symmetry by probes].
+
+    Args:
+        starts: of the rows.
+        columns: of the entries.
+        values: of the entries, in double precision.
+        eps: by how much of itself a weight may differ in the two directions.
+    """
     if not is_readable(values):
         return
-    wide = values.detach().to(torch.float64)
+    wide = values.detach()
     nodes = torch.arange(1, starts.numel(), dtype=torch.float64, device=starts.device).unsqueeze(-1)
     u, v = (((nodes + shift) * WITHOUT_PATTERN.to(nodes)).sin() for shift in (0.0, 0.5))
     through_u, through_v = (sparse_matrix(starts, columns, wide) @ torch.cat([u, v], -1)).chunk(2, -1)
     differences = (u * through_v - v * through_u).sum(0)
     # weights that were rounded one by one, and sums of so many terms
-    rounding = torch.finfo(values.dtype).eps * torch.linalg.vector_norm(wide)
+    rounding = eps * torch.linalg.vector_norm(wide)
     allowed = 4 * (rounding + torch.finfo(wide.dtype).eps * wide.abs().sum())
     if bool((differences.abs() > allowed).any()):
         raise ValueError(
