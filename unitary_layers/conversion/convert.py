@@ -101,8 +101,9 @@ def revert(model: nn.Module) -> Report:
 
     The layers may come from :func:`convert` or have been built as they are. What :func:`convert` says of objects,
     hooks, flags and ties holds here too. A unitary weight gets the dtype of the layer's bias; without a bias it keeps
-    its own, float32 at least. A convolution with full support gets a kernel as large as the image. Layers for which
-    torch has none are left alone: recurrences with modReLU or complex numbers.
+    its own, float32 at least. A convolution with full support gets a kernel as large as the image. The kernel of an
+    :class:`OrthogonalConv2d` is made of two weights, and stays tied where another layer makes the same of both. Layers
+    for which torch has none are left alone: recurrences with modReLU or complex numbers.
 
     Args:
         model: of any classes; its layers are changed.

@@ -13,10 +13,13 @@ from ..training.owners import forget_owner, register_owner
 # object takes a layer's place. The layer gets another class and other contents, as torch's own parametrisations do it,
 # and keeps its parameters, hooks and whatever a user has hung on it. A parameter is written in place wherever the new
 # one has its shape, so that tied layers stay tied and an optimiser goes on with what it has. All that can fail happens
-# before the first layer is exchanged; an exchange only moves references and copies numbers.
+# before the first layer is exchanged; an exchange only moves references and copies numbers. A new parameter
+# is tied where all that it is made of was: a kernel that comes of two weights to another one that comes of both.
 
 # What torch keeps in every module, besides its tensors: whether it trains, and its hooks.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+
+New = dict[tuple[object, ...], list[nn.Parameter]]  # parameters of another shape, by what they are made of
 
 
 @dataclass(eq=False)
@@ -57,12 +60,12 @@ def parametrizations_of(layer: nn.Module) -> dict[str, nn.Module]:
 @torch.no_grad()
 def exchange(swaps: dict[str, Swap]) -> None:
     """Carries out what was prepared, and forgets it; tied parameters stay tied."""
-    new: dict[tuple[int, str, float], nn.Parameter] = {}  # in the place of parameters of another shape
+    new: New = {}
     for name in list(swaps):
         _exchange(swaps.pop(name), new)
 
 
-def _exchange(swap: Swap, new: dict[tuple[int, str, float], nn.Parameter]) -> None:
+def _exchange(swap: Swap, new: New) -> None:
     layer, twin = swap.layer, swap.twin
     device = next(layer.parameters()).device
     for name, present in list(twin._parameters.items()):
@@ -88,9 +91,7 @@ def _exchange(swap: Swap, new: dict[tuple[int, str, float], nn.Parameter]) -> No
             weight.seen.note(weight.parameter)
 
 
-def _parameter(
-    source: nn.Parameter | None, name: str, present: Tensor, swap: Swap, new: dict[tuple[int, str, float], nn.Parameter]
-) -> nn.Parameter:
+def _parameter(source: nn.Parameter | None, name: str, present: Tensor, swap: Swap, new: New) -> nn.Parameter:
     """The layer's own parameter with its new value; or a new one, where there is none of the new shape."""
     value = swap.values.get(name)
     is_scaled = name == "weight" and swap.scale != 1
@@ -102,11 +103,20 @@ def _parameter(
             source.grad = None if gradient is None else gradient.to(value.dtype)
         return source
     weight = source_of(swap.layer, "weight") if source is None else source
-    key = (id(weight), name, swap.scale)
-    if key not in new:
-        value = present.detach() if value is None else value
-        new[key] = nn.Parameter(value, requires_grad=weight is None or weight.requires_grad)
-    return new[key]
+    value = present.detach() if value is None else value
+    lost = [other for other in unitary_names(swap.layer) if other not in swap.twin._parameters]
+    tied = new.setdefault((id(weight), name, swap.scale, *(id(source_of(swap.layer, other)) for other in lost)), [])
+    for made in tied:
+        if made.shape == value.shape and (source is None or _is_same(made, value)):
+            return made
+    tied.append(nn.Parameter(value, requires_grad=weight is None or weight.requires_grad))
+    return tied[-1]
+
+
+def _is_same(made: Tensor, value: Tensor) -> bool:
+    """Whether two layers make the same numbers of what they share; those without memory count as the same."""
+    fits = (made.dtype, made.device) == (value.dtype, value.device)
+    return fits and (made.is_meta or torch.equal(made, value))
 
 
 def _copied(value: Tensor, parameter: nn.Parameter) -> bool:
