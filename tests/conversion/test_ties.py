@@ -3,9 +3,12 @@
 import pytest
 import torch
 from closeness import assert_rounding
-from torch import nn
+from torch import Tensor, nn
 
-from unitary_layers import OrthogonalConv2d, convert, revert
+from unitary_layers import OrthogonalConv2d, UnitaryLinear, convert, revert
+from unitary_layers.testing import assert_unitary
+
+N = 6
 
 
 def conv(kernel_size: int | tuple[int, int] | None = 3, **options) -> OrthogonalConv2d:
@@ -58,3 +61,68 @@ def test_a_tie_of_other_strides_is_one_of_the_mixing_alone():
     convert(model, conv="isometry")
     assert model[0].weight is model[1].weight
     assert [len(layer.shifts) for layer in model] == [5, 6]
+
+
+class Buffer(nn.Module):
+    """A module that keeps a tensor without training it."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("kept", x)
+
+
+# What stays as it is, and the part of its memory that a linear layer has for its weight.
+STAYING = {
+    "a layer": (lambda: nn.Linear(N, N), lambda a: a.weight.data),
+    "an embedding": (lambda: nn.Embedding(N, N), lambda a: a.weight.data),
+    "some rows": (lambda: nn.Embedding(3 * N, N), lambda a: a.weight.data[2 : 2 + N]),
+    "turned": (lambda: nn.Linear(N, N), lambda a: a.weight.data.mT),
+    "a buffer": (lambda: Buffer(torch.randn(N, N)), lambda a: a.kept),
+}
+
+
+@pytest.mark.parametrize("case", STAYING.values(), ids=STAYING)
+@pytest.mark.parametrize("options", [{}, {"start": "init"}], ids=str)
+def test_memory_that_is_shared_with_what_stays_is_not_written(case, options):
+    make, part = case
+    a, b = make(), nn.Linear(N, N)
+    b.weight = nn.Parameter(part(a))
+    model = nn.ModuleDict({"a": a, "b": b, "c": nn.Linear(N, N)})
+    before = {name: x.clone() for name, x in model.state_dict().items() if not name.startswith("c")}
+    report = convert(model, include=["b", "c"], **options)
+    notes = {row.module: row.note for row in report}
+    assert notes["b"] == "it shares memory of its weight with 'a', which stays as it is"
+    assert [row.module for row in report.converted] == ["c"]
+    assert all(torch.equal(model.state_dict()[name], x) for name, x in before.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("options", [{}, {"start": "init"}], ids=str)
+def test_layers_that_share_memory_become_unitary_together(dtype, options):
+    model = nn.Sequential(*(nn.Linear(N, N, bias=False, dtype=dtype) for _ in range(2)))
+    model[1].weight.data = model[0].weight.data
+    report = convert(model, **options)
+    assert len(report.converted) == 2
+    assert model[0].weight is not model[1].weight
+    assert model[0].weight.data_ptr() == model[1].weight.data_ptr()
+    assert_unitary(model)
+
+
+def test_neighbours_in_one_piece_of_memory_are_not_tied():
+    flat, model = torch.randn(3, N, N), nn.Sequential(*(nn.Linear(N, N) for _ in range(3)))
+    for layer, part in zip(model, flat, strict=True):
+        layer.weight.data = part
+    before = flat.clone()
+    assert len(convert(model, exclude="1").converted) == 2
+    assert torch.equal(flat[1], before[1])
+    assert torch.equal(flat[0], model[0].weight)  # which is written in place
+
+
+def test_memory_that_two_layers_round_otherwise_stays():
+    model, x = nn.Sequential(*(UnitaryLinear(N, N, weight_bits=bits) for bits in (4, 2))), torch.randn(3, N)
+    model[1].weight.data = model[0].weight.data
+    y = model(x)
+    assert [row.note for row in revert(model)] == [
+        f"it shares memory of its weight with '{other}', which does not round it alike" for other in (1, 0)
+    ]
+    assert_rounding(model(x), y, n=100)

@@ -14,7 +14,7 @@ from .kinds import MATRICES
 from .plan import LeaveAlone, back, forth
 from .report import Conversion, Report
 from .swap import Swap, exchange
-from .ties import rounded_otherwise, torn
+from .ties import memories, rounded_otherwise, torn
 from .values import give_values
 
 STARTS, CONVOLUTIONS = ("nearest", "init"), ("stiefel", "isometry")
@@ -42,7 +42,7 @@ def convert(
 
     All of them are converted, classifiers and first layers included, unless ``include`` or ``exclude`` says otherwise.
     Embeddings, normalisation layers, gated recurrences, and subclasses of torch's layers are left alone, and so is a
-    layer that shares its weight with one that is not converted. A layer under
+    layer that shares its weight, or memory of it, with one that is not converted. A layer under
     ``torch.nn.utils.parametrizations.orthogonal`` keeps its value and loses the parametrisation.
 
     Layers stay the same objects, with their names, devices, dtypes (unitary weights are never below float32), hooks,
@@ -176,16 +176,17 @@ def _outer(name: str) -> list[str]:
 
 def _settle(model: nn.Module, swaps: dict[str, Swap]) -> dict[str, str]:
     """Gives all layers their values, and takes out those that stay as they are after all, with the reasons."""
-    reasons = torn(model, swaps)
+    memory = memories(model)
+    reasons = torn(model, swaps, memory)
     known: dict[tuple[int, str], Tensor] = {}
     for name in [name for name in swaps if name not in reasons]:
         try:
-            give_values(swaps[name], name, known)
+            give_values(swaps[name], name, known, memory)
         except LeaveAlone as reason:
             reasons[name] = str(reason)
     for name in reasons:
         del swaps[name]
-    later = torn(model, swaps)  # layers that share a weight with one of those
+    later = torn(model, swaps, memory)  # layers that share a weight with one of those
     for name in later:
         del swaps[name]
     return reasons | later

@@ -20,13 +20,14 @@ from .swap import Swap, contents_of, source_of, unitary_names
 
 
 @torch.no_grad()
-def give_values(swap: Swap, name: str, known: dict[tuple[int, str], Tensor]) -> None:
+def give_values(swap: Swap, name: str, known: dict[tuple[int, str], Tensor], memory: dict[int, int]) -> None:
     """Works out the weights of a layer, and by how much they differ from those that it has.
 
     Args:
         swap: from :func:`unitary_layers.conversion.plan.forth`; completed.
         name: of the layer, for errors.
-        known: the values by parameter, of tied layers that were here before.
+        known: the values by memory, of tied layers that were here before.
+        memory: of the parameters; see Note [Ties by memory].
 
     Raises:
         LeaveAlone: for a weight that a parametrisation computes and that is not orthonormal.
@@ -42,7 +43,7 @@ def give_values(swap: Swap, name: str, known: dict[tuple[int, str], Tensor]) -> 
         present = getattr(layer, weight.name).detach()
         if not present.is_meta and not present.isfinite().all():
             raise ValueError(f"expected finite weights, got NaN or infinity in {weight.name!r} of the layer {name!r}")
-        key = (id(source), weight.name)
+        key = (memory[id(source)], weight.name)
         if key not in known:
             is_computed = weight.name not in layer._parameters
             known[key] = _nearest(weight, present, is_computed) if weight.parameter.is_meta else weight.parameter
