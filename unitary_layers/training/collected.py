@@ -19,7 +19,8 @@ from .content import Content
 # Whatever else reads it reads the matrix, formed for the moment, and what else writes it, as a penalty on the weight
 # or a tied layer does in backward, leaves a matrix there, as if the layer were dense. So does whatever takes a view of
 # it, a row, since it may be written. Where there is a matrix in .grad already, backward adds to that.
-# The norm is that of the sample, which is at most that of the gradient, and equal to it at full rank.
+# The norm is that of the sample, which is at most that of the gradient, and equal to it at full rank; of a wider dtype,
+# where one is asked for, as of a matrix.
 
 
 class FactoredGrad(Tensor):
@@ -75,26 +76,33 @@ class FactoredGrad(Tensor):
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """What torch does with it: on the factors where that is known, else on the matrix."""
-        result = _on_factors(func, args)
+        result = _on_factors(func, args, kwargs or {})
         return _on_matrices(func, args, kwargs or {}) if result is NotImplemented else result
 
 
 aten = torch.ops.aten
-ONE_BY_ONE = {  # operations on lists of tensors that are worth to be done for each, by what does it
+
+
+def _norm(x: Tensor, order: float = 2, dtype: torch.dtype | None = None) -> Tensor:
+    """One of the norms of a list, by torch's function for one tensor, whose arguments have another order."""
+    return aten.linalg_vector_norm.default(x, order, dtype=dtype)  # type: ignore[no-any-return]  # of any operation
+
+
+ONE_BY_ONE: dict[Any, Any] = {  # operations on lists of tensors that are worth to be done for each, by what does it
     aten._foreach_zero_.default: aten.zero_.default,
     aten._foreach_mul_.Tensor: aten.mul_.Tensor,
     aten._foreach_mul_.Scalar: aten.mul_.Tensor,
-    aten._foreach_norm.Scalar: aten.linalg_vector_norm.default,
+    aten._foreach_norm.Scalar: _norm,
 }
 
 
-def _on_factors(func: Any, args: Sequence[Any]) -> Any:
+def _on_factors(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The result of an operation that needs no matrix; ``NotImplemented`` for all others."""
     if func is aten._amp_foreach_non_finite_check_and_unscale_.default:
         return _unscale(*args)
     if func in ONE_BY_ONE:
         torch.autograd.graph.increment_version(args[0] if func._schema.is_mutable else ())
-        results = [ONE_BY_ONE[func](x, *args[1:]) for x in args[0]]
+        results = [ONE_BY_ONE[func](x, *args[1:], **kwargs) for x in args[0]]
         return None if func._schema.is_mutable else results
     own = args[0] if args else None
     if not isinstance(own, FactoredGrad):
@@ -109,8 +117,10 @@ def _on_factors(func: Any, args: Sequence[Any]) -> Any:
         content.scale_(args[1] if func is aten.mul_.Tensor else 1 / args[1])
         return own
     if func is aten.linalg_vector_norm.default and (len(args) == 1 or (len(args) == 2 and args[1] == 2)):
-        norm = content.norm()
-        return NotImplemented if norm is None else norm.to(own.dtype)
+        dtype = kwargs.get("dtype") or own.dtype
+        is_wider = dtype == torch.promote_types(dtype, own.dtype) and not dtype.is_complex  # torch refuses others
+        norm = content.norm(dtype) if is_wider else None
+        return NotImplemented if norm is None else norm
     return NotImplemented
 
 

@@ -52,11 +52,12 @@ class Content:
         if self.scale != 1:
             self.is_unscaled, self.scale = False, 1.0
 
-    def norm(self) -> Tensor | None:
-        """The Frobenius norm of that, without it; None where it is not known by its factors."""
+    def norm(self, dtype: torch.dtype) -> Tensor | None:
+        """The Frobenius norm of that, without it, in a real dtype; None where it is not known by its factors."""
         if self.low_rank is None:
             return None
-        left, right = (factor.mH @ factor for factor in self.low_rank)
+        factors = (x.to(dtype.to_complex() if x.is_complex() else dtype) for x in self.low_rank)
+        left, right = (factor.mH @ factor for factor in factors)
         return (left * right.mT).sum().real.clamp_min(0).sqrt() * self.scale
 
     def scale_(self, factor: Tensor | float) -> None:
