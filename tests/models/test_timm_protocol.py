@@ -11,6 +11,7 @@ from timm.layers import set_layer_config
 from timm.models import get_notrace_functions, get_notrace_modules
 from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from unitary_layers import projunn_step, unitary_weights
@@ -237,3 +238,18 @@ def test_hooks_of_stages_and_of_their_layers_are_called(name, training):
         assert place in called
         called.clear()
         module._forward_hooks.clear()  # one at a time: a model must not mind the others alone
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "pixel" in name])
+def test_hooks_see_in_training_what_they_see_in_evaluation(name):
+    model, x = make_small(name), images(name)
+    for place, module in model.named_modules():
+        seen = [[], []]
+        for training in (True, False):
+            shapes = seen[training]
+            hook = module.register_forward_hook(
+                lambda _, *given, to=shapes: to.append([t.shape for t in tree_leaves(given) if isinstance(t, Tensor)])
+            )
+            model.train(training)(x)
+            hook.remove()
+        assert seen[0] == seen[1], place

@@ -196,9 +196,10 @@ class UnitaryPixelSSM(StagedClassifier):
     def _read_features(self, x: Tensor) -> Tensor:
         """Those of the features that the head reads: where it takes the last output, no others are made."""
         last = self.stages[-1]
+        pool = self.head.global_pool
         # Whoever has a hook there is to be called with all outputs.
-        is_hooked = any(map(has_hooks, (self.stages, last, last.ssm)))  # type: ignore[arg-type]
-        if is_hooked or not isinstance(self.head.global_pool, LastState) or isinstance(x, Proxy):
+        is_hooked = any(map(has_hooks, (self.stages, *last.modules(), self.head, pool)))
+        if is_hooked or not isinstance(pool, LastState) or isinstance(x, Proxy):
             return self.forward_features(x)
         return last.last(self.stages[:-1](self.stem(x)))  # type: ignore[operator,no-any-return]
 
