@@ -76,6 +76,39 @@ def test_what_does_not_fit_is_refused():
         boundary_distance(nn.Identity(), randn(2, 3), steps=-1)
 
 
+HEAD, LOGITS, TARGETS = randn(3, 5), randn(2, 3), torch.tensor([0, 2])
+WRONG = {
+    "targets by position": ((HEAD, TARGETS), TypeError, r"lipschitz to be a number, got torch.int64 \(2,\).*by name"),
+    "a target by position": ((HEAD, TARGETS[0]), TypeError, r"lipschitz to be a number, got torch.int64 \(\)"),
+    "many constants": ((HEAD, torch.ones(2)), TypeError, r"lipschitz to be a number, got torch.float32 \(2,\)"),
+    "a name": ((HEAD, "1"), TypeError, "lipschitz to be a number, got '1'"),
+    "nothing": ((HEAD, None), TypeError, "lipschitz to be a number, got None"),
+    "no number": ((HEAD, math.nan), ValueError, "positive Lipschitz constant, got nan"),
+    "a list": ((HEAD, 1.0, [0, 2]), TypeError, "targets to be a tensor, got list"),
+    "too many": ((HEAD, 1.0, torch.zeros(3).long()), ValueError, r"torch.int64 \(2,\), got torch.int64 \(3,\)"),
+    "a column": ((HEAD, 1.0, TARGETS[:, None]), ValueError, r"torch.int64 \(2,\), got torch.int64 \(2, 1\)"),
+    "probabilities": ((HEAD, 1.0, LOGITS), ValueError, r"torch.int64 \(2,\), got torch.float64 \(2, 3\)"),
+    "bytes": ((HEAD, 1.0, TARGETS.byte()), ValueError, "got torch.uint8"),
+    "a class too many": ((HEAD, 1.0, TARGETS + 1), ValueError, "targets from 0 to 2, got 3"),
+    "a negative class": ((HEAD, 1.0, TARGETS - 1), ValueError, "targets from 0 to 2, got -1"),
+    "a complex head": ((HEAD * 1j,), ValueError, "real logits and a real head, got torch.float64 and torch.complex128"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error", "match"), WRONG.values(), ids=WRONG)
+def test_wrong_arguments_are_refused_in_words(arguments, error, match):
+    with pytest.raises(error, match=f"expected .*{match}"):
+        certified_radius(LOGITS, *arguments)
+
+
+def test_a_constant_may_be_a_tensor_and_targets_of_an_empty_batch_none():
+    constant = torch.tensor(2.0, dtype=torch.float64)
+    assert torch.equal(certified_radius(LOGITS, HEAD, constant), certified_radius(LOGITS, HEAD, 2))
+    assert certified_radius(LOGITS[:0], HEAD, targets=TARGETS[:0]).shape == (0,)
+    radii = torch.func.vmap(lambda z, y: certified_radius(z, HEAD, targets=y))(LOGITS, TARGETS)
+    assert torch.equal(radii, certified_radius(LOGITS, HEAD, targets=TARGETS))
+
+
 def test_radii_have_a_gradient():
     weight, logits = randn(3, 4).requires_grad_(), randn(5, 3, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(certified_radius, (logits, weight))

@@ -5,12 +5,15 @@ pairs of classes.
 """
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from ..layers import UnitaryLinear
 from ..layers.base.forward import value_in_use
+from ..linalg.adjacency import is_readable
+from ..linalg.check import check_dense
 
 POOLINGS = ("max", "avg", "norm")
 
@@ -52,15 +55,17 @@ def certified_radius(
         logits: ``(..., classes)``, of a linear head with any bias.
         head: the linear head, or the matrix ``(classes, features)`` that it multiplies by.
         lipschitz: of the map from the input to the features, by whose norm distances are measured (Euclidean).
-        targets: ``(...)``, the right classes, where the radius of an input with a wrong prediction shall be 0; the
-            predicted classes if None.
+        targets: int64 ``(...)``, the right classes, where the radius of an input with a wrong prediction shall be 0;
+            the predicted classes if None.
 
     Returns:
         Radii ``(...)``, in single precision or that of the logits if that is higher.
 
     Raises:
-        ValueError: for a head that is not linear, logits and a head whose numbers of classes differ, fewer than two
-            classes, or a constant that is not positive.
+        TypeError: for logits or targets that are no tensors, and a constant that is no number.
+        ValueError: for a head that is not linear, logits and a head whose numbers of classes differ or that are
+            complex, fewer than two classes, a constant that is not positive, targets of another shape or dtype, or, on
+            the CPU, a target that is no class.
 
     Example:
         >>> head = torch.nn.Linear(8, 3)
@@ -68,14 +73,18 @@ def certified_radius(
         >>> certified_radius(head(features), head).shape
         torch.Size([5])
     """
+    check_dense("logits", logits)
     weight = head if isinstance(head, Tensor) else rows_of(head)
     if weight.ndim != 2 or logits.ndim < 1 or logits.shape[-1] != len(weight) or len(weight) < 2:
         raise ValueError(
             f"expected logits (..., classes) and a head (classes, features) of two classes or more, got shapes "
             f"{tuple(logits.shape)} and {tuple(weight.shape)}"
         )
-    if not lipschitz > 0:
-        raise ValueError(f"expected a positive Lipschitz constant, got {lipschitz!r}")
+    if logits.is_complex() or weight.is_complex():
+        raise ValueError(f"expected real logits and a real head, got {logits.dtype} and {weight.dtype}")
+    _check_constant(lipschitz)
+    if targets is not None:
+        _check_targets(targets, logits)
     dtype = torch.promote_types(torch.promote_types(logits.dtype, weight.dtype), torch.float32)
     logits, weight = logits.to(dtype), weight.to(dtype)
     own = (logits.argmax(dim=-1) if targets is None else targets).unsqueeze(-1)
@@ -86,6 +95,36 @@ def certified_radius(
     radii = margins / distances.where(apart, 1.0)
     radii = radii.masked_fill(~apart & (margins > 0), math.inf)
     return radii.scatter(-1, own, math.inf).amin(dim=-1)
+
+
+def _check_constant(lipschitz: object) -> None:
+    """Refuses what is no positive number; a tensor of one, with or without a gradient, is."""
+    if isinstance(lipschitz, Tensor):
+        if lipschitz.ndim or not lipschitz.is_floating_point():
+            raise TypeError(
+                f"expected lipschitz to be a number, got {lipschitz.dtype} {tuple(lipschitz.shape)}; targets are given "
+                "by name"
+            )
+        is_positive = not is_readable(lipschitz) or bool(lipschitz > 0)
+    elif isinstance(lipschitz, Real) and not isinstance(lipschitz, bool):
+        is_positive = float(lipschitz) > 0
+    else:
+        raise TypeError(f"expected lipschitz to be a number, got {lipschitz!r}")
+    if not is_positive:
+        raise ValueError(f"expected a positive Lipschitz constant, got {lipschitz!r}")
+
+
+def _check_targets(targets: Tensor, logits: Tensor) -> None:
+    """Refuses what is not a class for each input; off the CPU, where it would have to wait, it reads no numbers."""
+    check_dense("targets", targets)
+    if targets.dtype != torch.int64 or targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"expected targets of torch.int64 {tuple(logits.shape[:-1])}, got {targets.dtype} {tuple(targets.shape)}"
+        )
+    if targets.numel() and targets.device.type == "cpu" and is_readable(targets):
+        least, most = map(int, targets.aminmax())
+        if least < 0 or most >= logits.shape[-1]:
+            raise ValueError(f"expected targets from 0 to {logits.shape[-1] - 1}, got {least if least < 0 else most}")
 
 
 def pool_lipschitz(pool: str, height: int, width: int) -> float:
