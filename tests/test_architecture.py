@@ -57,7 +57,7 @@ LEVELS = (
     ("layers.conv",),
     ("layers",),
     # what certificates need beside them
-    ("robust.certificate", "robust.bracket", "robust.losses", "robust.channels"),
+    ("robust.certificate", "robust.bracket", "robust.losses", "robust.channels", "robust.unaltered"),
     ("robust.activation", "robust.centering", "robust.linear", "robust.pooling", "robust.reflect", "robust.shift"),
     ("robust.bound",),
     ("robust",),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..layers import GroupSort, HadamardLinear, UnitaryGroupConv, UnitaryLinear
+from ..layers import GroupSort, HadamardLinear, UnitaryGroupConv, UnitaryLinear, UnitaryModule
 from ..layers.base.inputs import as_sides
 from ..layers.conv.orthogonal import OrthogonalConvNd
 from ..layers.conv.orthogonal_transpose import OrthogonalConvTransposeNd
@@ -23,6 +23,7 @@ from .linear import UnitNormLinear
 from .pooling import NormPool, ProjectionPool
 from .reflect import ReflectBlock
 from .shift import SpatialShift
+from .unaltered import check_precision, check_unitary
 
 # Note [Known bounds]
 # The constant of a chain is at most the product of those of its links. A constant is known of few layers: isometries
@@ -46,6 +47,11 @@ def lipschitz_bound(module: nn.Module) -> float:
     A module of one's own becomes known by ``lipschitz_bound.register(Mine, lambda module: 1.0)``, and then whatever
     contains it.
 
+    The bound is of the weights that the module works with now, each unitary one of which is looked at. It is not that
+    of a compiled graph, which takes averages as they are, nor of a pass in half precision, by autocast or for such an
+    input. There a matrix with r rows or columns, whichever are fewer, is rounded to one whose norm may be larger by
+    ``sqrt(r) eps / 2``, and the kernel of a convolution as :func:`unitary_layers.orthogonality_bound` says.
+
     Args:
         module: in evaluation, where that makes a difference.
 
@@ -53,7 +59,9 @@ def lipschitz_bound(module: nn.Module) -> float:
         A bound, up to rounding; 1.0 for a chain that enlarges no distance.
 
     Raises:
-        ValueError: for a module of which no bound is known, or none in training.
+        ValueError: for a module of which no bound is known, or none in training; for unitary weights that are
+            parametrised, replaced, off the manifold in training, not unitary as they are used, or beside parameters of
+            half precision.
 
     Example:
         >>> from unitary_layers import OrthogonalConv2d
@@ -84,6 +92,9 @@ def _with_forward_of(kind: type[nn.Module], bound: Callable[[Any], float], modul
         raise ValueError(
             f"expected a {kind.__name__} without forward hooks, which may change what goes in or comes out"
         )
+    if isinstance(module, UnitaryModule):
+        check_unitary(module)
+        check_precision(module)
     return bound(module)
 
 
@@ -95,6 +106,7 @@ def _of_chain(module: nn.Sequential) -> float:
             bound *= lipschitz_bound(child)
         except ValueError as error:
             raise ValueError(f"at {name!r}: {error}") from None
+    check_precision(module)
     return bound
 
 
