@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial, singledispatch
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from .unaltered import check_precision, check_unitary
 # that do not overlap, matrices by their largest singular value. What is unknown is refused, and not taken for 1: a
 # certificate would else prove what is false. So is a subclass with a forward pass of its own, such as a batch norm with
 # an activation, and a module with hooks. Dropout and batch norm are known in evaluation only, where the one is the
-# identity and the other an affine map.
+# identity and the other an affine map. Tanh and sigmoid have slopes up to 1 of real numbers alone.
 
 Bound = TypeVar("Bound", bound=Callable[[Any], float])
 
@@ -42,7 +42,7 @@ def lipschitz_bound(module: nn.Module) -> float:
 
     Known are the layers of this package that keep distances, those of PyTorch that do not enlarge them, ``nn.Linear``,
     batch norms in evaluation, and ``nn.Sequential`` of such, nested as one likes. The bound of a chain is the product,
-    which may be far above the truth.
+    which may be far above the truth. Those of tanh and sigmoid are of real inputs: complex ones have poles there.
 
     A module of one's own becomes known by ``lipschitz_bound.register(Mine, lambda module: 1.0)``, and then whatever
     contains it.
@@ -61,7 +61,7 @@ def lipschitz_bound(module: nn.Module) -> float:
     Raises:
         ValueError: for a module of which no bound is known, or none in training; for unitary weights that are
             parametrised, replaced, off the manifold in training, not unitary as they are used, or beside parameters of
-            half precision.
+            half precision; for tanh and sigmoid beside a complex layer.
 
     Example:
         >>> from unitary_layers import OrthogonalConv2d
@@ -107,7 +107,36 @@ def _of_chain(module: nn.Sequential) -> float:
         except ValueError as error:
             raise ValueError(f"at {name!r}: {error}") from None
     check_precision(module)
+    _check_poles(module)
     return bound
+
+
+def _check_poles(chain: nn.Sequential) -> None:
+    """Refuses what has poles in the complex plane where a complex layer is as well, until a modulus is taken."""
+    has_complex, kind = False, ""
+    for link in _links(chain):
+        if isinstance(link, NormPool) or (isinstance(link, AbsActivation) and link.share == 1):
+            has_complex, kind = False, ""
+            continue
+        has_complex = has_complex or any(p.is_complex() for p in link.parameters()) or _has_pairs(link)
+        kind = type(link).__name__ if isinstance(link, (nn.Tanh, nn.Sigmoid)) else kind
+        if has_complex and kind:
+            raise ValueError(
+                f"expected a {kind} of real inputs, got one beside a complex layer, where its slope has no bound; "
+                "bound the real and the complex part by themselves, if a layer of your own is between them"
+            )
+
+
+def _links(chain: nn.Sequential) -> Iterator[nn.Module]:
+    for child in chain._modules.values():
+        if isinstance(child, nn.Sequential):
+            yield from _links(child)
+        elif child is not None:
+            yield child
+
+
+def _has_pairs(module: nn.Module) -> bool:
+    return any(isinstance(part, UnitaryModule) and part.is_complex for part in module.modules())
 
 
 @_known(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
