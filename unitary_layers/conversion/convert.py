@@ -110,7 +110,8 @@ def revert(model: nn.Module) -> Report:
 
     Returns:
         A :class:`Report`: printed, a table of what became of each layer. The note of a local convolution bounds what
-        rounding has left of the isometry, by :func:`orthogonality_bound`.
+        rounding has left of the isometry, by :func:`orthogonality_bound`, for images with sides in multiples of the
+        stride.
 
     Raises:
         TypeError: for what is not a module.

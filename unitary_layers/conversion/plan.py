@@ -97,17 +97,22 @@ def back(layer: nn.Module, parent: nn.Module | None) -> Swap:
 
 
 def _certificate(layer: nn.Module, values: dict[str, Tensor]) -> str:
-    """What rounding has left of an isometry, for images of every size: of a local convolution, as it is stored.
+    """What rounding has left of an isometry: of a local convolution, as it is stored.
 
-    With zeros around the image it never was one, and only the largest singular value is bounded.
+    It is true of images with sides in multiples of the stride; torch's layer takes others, and has larger singular
+    values there. With zeros around the image it never was an isometry, and the largest singular value is bounded for
+    all images.
     """
     if not isinstance(layer, OrthogonalConvNd) or not isinstance(layer.support, LocalSupport) or layer.is_complex:
         return ""
     kernel = values["weight"]
     if kernel.is_meta:
         return ""
-    bounded = "|sigma^2 - 1|" if layer.support.is_periodic else "sigma^2 - 1"
-    return f"{bounded} <= {float(orthogonality_bound(kernel, layer.stride, groups=layer.groups)):.1e}"
+    bounded, images = "sigma^2 - 1", ""
+    if layer.support.is_periodic:
+        bounded = "|sigma^2 - 1|"
+        images = f", for sides in multiples of the stride {layer.stride}" if max(layer.stride) > 1 else ""
+    return f"{bounded} <= {float(orthogonality_bound(kernel, layer.stride, groups=layer.groups)):.1e}{images}"
 
 
 def _kind_of(layer: nn.Module) -> Kind:

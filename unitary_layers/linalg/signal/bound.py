@@ -1,4 +1,4 @@
-"""How far a convolution is from being an isometry, for images of every size, from its kernel alone.
+"""How far a convolution is from being an isometry, whatever the size of the image, from its kernel alone.
 
 Source: E. M. Achour, F. Malgouyres, F. Mamalet, "Existence, stability and scalability of orthogonal convolutional
 neural networks", JMLR 23:347 (2022), arXiv 2108.05623.
@@ -20,7 +20,9 @@ from .grid import space_to_depth
 # and only if G_p is the identity at p = 0 and zero elsewhere. What is left, E_p, is that of A A^H - I, and as a sum of
 # shifts that operator is no larger than sum_p |E_p|, in any norm of matrices. With the spectral norm this is a sharper
 # bound than that of the paper (theorem 2), which is (2 floor((k - 1) / s) + 1)^2 sqrt(L) with L = sum_p |E_p|_F^2. A
-# periodic image of any size is a restriction of the unbounded one to periodic signals; so the bound holds for all.
+# periodic image is a restriction of the unbounded one to periodic signals, so the bound holds for all of them. With a
+# stride the outputs must be periodic as well: the sides of the image are multiples of it. Where they are not, the last
+# output and the first read the same pixels, and a singular value of an isometry may be the root of 2 for each side.
 
 
 def orthogonality_bound(
@@ -28,10 +30,12 @@ def orthogonality_bound(
 ) -> Tensor:
     """A bound on ``|sigma^2 - 1|`` for all singular values of a convolution with circular padding.
 
-    It holds for images of every size, costs a product of the kernel with itself, and is zero for an isometry and its
-    adjoint. So it is a certificate of a kernel after an export, a rounding to half precision or a quantisation. With
-    more outputs than inputs (``out > in prod(stride)``) it is the columns that are to be orthonormal. Zero padding only
-    makes singular values smaller: there ``1 + bound`` is still one of the largest.
+    It holds for all images with sides in multiples of the stride, padded so that there is one output for each stride,
+    as ``padding="same"`` does. For other sides, which ``torch.nn.Conv2d`` takes, it is false. It costs a product of the
+    kernel with itself, and is zero for an isometry and its adjoint. So it is a certificate of a kernel after an export,
+    a rounding to half precision or a quantisation. With more outputs than inputs (``out > in prod(stride)``) it is the
+    columns that are to be orthonormal. With zeros around an image singular values are only smaller: ``1 + bound`` is
+    one of the largest squared, for images of every size and any number of zeros.
 
     Args:
         kernel: ``(out, in / groups, *kernel_size)``, real or complex, as ``torch.nn.functional.conv2d`` takes it.
