@@ -4,7 +4,6 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from unitary_layers import UnitaryLinear, UpdateRule, attach, nearest_unitary, projunn_step, retract_
 from unitary_layers.testing import assert_unitary
 from unitary_layers.training import unitary_weights
-from unitary_layers.training.weight import Seen
 
 
 def by_a_torch_optimiser(module: nn.Module) -> None:
@@ -271,42 +269,3 @@ def test_an_optimiser_of_the_old_style_is_reported_once():
             layer.weight.data.add_(layer.weight.grad, alpha=-0.01)
             layer.zero_grad()
     assert len(found) == 1
-
-
-SHAPES = {  # stored, and those of the matrices as they lie in memory
-    **{str(shape): (shape, shape) for shape in ((2, 2), (48, 48), (16, 48), (48, 16), (3, 12, 12))},
-    "pairs": ((12, 12, 2), (12, 12, 2)),
-    "kernels": ((8, 4, 3, 3), (8, 36)),
-    "grouped kernels": ((8, 5, 4, 2), (2, 4, 40)),
-    "long kernels": ((6, 4, 5), (6, 20)),
-    "kernels of volumes": ((4, 2, 3, 3, 3), (4, 54)),
-    "kernels of pairs": ((6, 2, 3, 5, 2), (6, 30, 2)),
-}
-
-
-@pytest.mark.parametrize(("shape", "unfolded"), SHAPES.values(), ids=SHAPES)
-def test_what_writes_whole_rows_or_columns_without_being_counted_is_seen(shape, unfolded):
-    parameter, seen = nn.Parameter(torch.randn(shape)), Seen()
-    is_pairs = len(unfolded) == 3 and unfolded[-1] == 2
-    rows, columns, *pair = (*unfolded[:2], slice(None)) if is_pairs else unfolded[-2:]
-    places = [(..., i, slice(None), *pair) for i in range(rows)] + [(..., i, *pair) for i in range(columns)]
-    for place in places:
-        seen.note(parameter)
-        assert seen.is_of(parameter)
-        parameter.data.view(unfolded)[place] += 1.0
-        assert seen.is_counted(parameter)
-        assert seen.is_overlooked(parameter)
-        assert not seen.is_of(parameter)
-
-
-def test_off_the_cpu_no_forward_waits_for_the_sum(monkeypatch):
-    parameter, seen = nn.Parameter(torch.randn(4, 4)), Seen()
-    seen.note(parameter)
-    assert seen.is_of_in_passing(parameter)
-    elsewhere = SimpleNamespace(
-        is_cpu=False, is_inference=lambda: False, _version=parameter._version, data_ptr=parameter.data_ptr
-    )
-    monkeypatch.setattr(Seen, "is_overlooked", lambda *_: pytest.fail("the host would wait"))
-    assert seen.is_of_in_passing(elsewhere)
-    elsewhere._version += 1
-    assert not seen.is_of_in_passing(elsewhere)

@@ -88,7 +88,7 @@ def _exchange(swap: Swap, new: New) -> None:
     if isinstance(layer, UnitaryModule):
         register_owner(layer)
         for weight in layer.own_unitary_weights():
-            weight.seen.note(weight.parameter)
+            weight.note()
 
 
 def _parameter(source: nn.Parameter | None, name: str, present: Tensor, swap: Swap, new: New) -> nn.Parameter:

@@ -147,7 +147,7 @@ def write(move: Move) -> None:
         weight = step.finish()
         if period and (count + 1) % period == 0:
             weight.matrix.copy_(nearest_unitary(weight.matrix))
-        weight.seen.note(weight.parameter)
+        weight.note()
 
 
 def _write_states(batch: Batch, sample: LowRank) -> None:
@@ -244,7 +244,7 @@ def retract_(module: nn.Module) -> None:
         retracted.append((weight, nearest_unitary(weight.matrix)))
     for weight, nearest in retracted:
         weight.matrix.copy_(nearest)
-        weight.seen.note(weight.parameter)
+        weight.note()
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ def watch(weights: Iterable[UnitaryWeight]) -> None:
             )
         error, tolerance = float(unitarity_error(weight.matrix).amax()), rounding_tolerance(weight)
         if error <= tolerance:
-            weight.seen.note(weight.parameter)
+            weight.note()
             continue
         message, remedy = _said_of(weight)
         message += f": expected |W^H W - I|_F <= {tolerance:.1e}, got {error:.1e}"
@@ -62,7 +62,7 @@ def watch(weights: Iterable[UnitaryWeight]) -> None:
             weight.seen.reported_after = count
             warnings.warn(f"{message}; the nearest unitary matrix is used instead ({remedy})", stacklevel=3)
         weight.matrix.copy_(nearest_unitary(weight.matrix))
-        weight.seen.note(weight.parameter)
+        weight.note()
 
 
 def vouch(weight: UnitaryWeight, filler: str) -> None:
@@ -70,7 +70,7 @@ def vouch(weight: UnitaryWeight, filler: str) -> None:
     if weight.parameter.is_meta:
         return
     if float(unitarity_error(weight.matrix).amax()) <= rounding_tolerance(weight):
-        weight.seen.note(weight.parameter)
+        weight.note()
     else:
         weight.seen.cause = filler
 

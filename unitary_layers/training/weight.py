@@ -25,12 +25,14 @@ class Seen:
     def __init__(self) -> None:
         self._mark: tuple[int, int] | None = None
         self._sum: Tensor | None = None
+        self.every = 1  # from one entry of that sum to the next
         self.reported_after: int | None = None  # how many steps the weight had taken when a write was reported
         self.cause = ""  # of its values, if they may be none of a unitary matrix: "to_empty", or the name of a filler
 
-    def note(self, parameter: Tensor) -> None:
-        """Keeps in mind that the parameter is unitary now."""
-        self._mark, self._sum, self.cause = self._counted(parameter), _sum_of_some(parameter), ""
+    def note(self, parameter: Tensor, every: int = 1) -> None:
+        """Keeps in mind that the parameter is unitary now, and the sum of one entry of so many."""
+        self.every = every
+        self._mark, self._sum, self.cause = self._counted(parameter), self._sum_of_some(parameter), ""
 
     def is_of(self, parameter: Tensor) -> bool:
         """Whether nothing has written the parameter since."""
@@ -48,7 +50,10 @@ class Seen:
         """Whether something has written it without being counted; off the CPU the host waits for the answer."""
         if self._sum is None or parameter.is_meta or not self.is_counted(parameter):
             return False
-        return not torch.equal(self._sum, _sum_of_some(parameter))
+        return not torch.equal(self._sum, self._sum_of_some(parameter))
+
+    def _sum_of_some(self, parameter: Tensor) -> Tensor:
+        return parameter.detach().flatten()[:: self.every].sum()
 
     @staticmethod
     def _counted(parameter: Tensor) -> tuple[int, int] | None:
@@ -57,19 +62,15 @@ class Seen:
         return parameter._version, parameter.data_ptr()
 
 
-def _sum_of_some(parameter: Tensor) -> Tensor:
-    """The sum ``()`` of some entries, of which each row and each column of each matrix has one at least.
-
-    A kernel is a matrix once it is unfolded; of grouped kernels a column is that of all groups.
-    """
-    return parameter.detach().flatten()[:: _distance(parameter.shape)].sum()
-
-
 @lru_cache
-def _distance(shape: torch.Size) -> int:
-    """Between these entries: below the smaller side, and without a factor in common with any side, to miss none."""
-    rows, columns = (shape[-3], 2 * shape[-2]) if len(shape) > 2 and shape[-1] == 2 else shape[-2:]
-    return next((d for d in range(min(rows, columns) - 1, 1, -1) if gcd(d, shape.numel()) == 1), 1)
+def _every(rows: int, columns: int, is_complex: bool) -> int:
+    """How far entries may be from one to the next, so that each row and each column of each matrix has one at least.
+
+    At most a row, and without a factor in common with its length, so that as many rows as that meet all columns. Of
+    pairs each row of real parts has one as well, and each row of imaginary parts.
+    """
+    length = 2 * columns if is_complex else columns
+    return next((d for d in range(min(rows, columns), 1, -1) if gcd(d, length) == 1), 1)
 
 
 # Note [What belongs to a tensor]
@@ -139,6 +140,10 @@ class UnitaryWeight:
         if self.unfolded is not None:
             return self.unfolded[-2:]
         return self.parameter.shape[-3:-1] if self.is_complex else self.parameter.shape[-2:]
+
+    def note(self) -> None:
+        """Keeps in mind that the weight is unitary now."""
+        self.seen.note(self.parameter, _every(*self.shape, self.is_complex))
 
     @property
     def key(self) -> tuple[int, int]:

@@ -86,7 +86,7 @@ def in_use(module: nn.Module, name: str) -> Tensor:
 def _nearest(weight: UnitaryWeight) -> Tensor | None:
     """The nearest unitary weight, stored as the weight is; None for one that is unitary, or not finite."""
     if float(unitarity_error(weight.matrix).amax()) <= rounding_tolerance(weight):
-        weight.seen.note(weight.parameter)
+        weight.note()
         return None
     if torch.finfo(weight.parameter.dtype).bits < 32 or not torch.isfinite(weight.matrix).all():
         return None

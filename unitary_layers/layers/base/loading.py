@@ -127,7 +127,7 @@ def _settle(weight: UnitaryWeight, tolerance: float, was_meta: bool) -> None:
         return
     if float(unitarity_error(weight.matrix).amax()) <= tolerance:  # one that is further off is to be reported
         weight.matrix.copy_(nearest_unitary(weight.matrix))
-        weight.seen.note(weight.parameter)
+        weight.note()
 
 
 def _held(key: str, weight: UnitaryWeight) -> dict[str, Tensor]:

@@ -142,7 +142,7 @@ class UnitaryModule(UnitaryMethods, OneOperation):
                 if buffer is not None:
                     buffer.zero_()
             if filler in INITS.values():
-                weight.seen.note(weight.parameter)
+                weight.note()
             elif filler is self.init:  # a user's own
                 vouch(weight, getattr(filler, "__name__", repr(filler)))
 

@@ -127,7 +127,7 @@ class UnitaryWordRNN(UnitaryModule):
         if self.padding_idx is not None:
             weight = self.unitary_weight("weight")
             identity_(weight.matrix[self.padding_idx])
-            weight.seen.note(weight.parameter)
+            weight.note()
 
     def _vocabulary(self, ids: Tensor) -> tuple[Words, Tensor, int | None]:
         """The words among these, in the precision that they are kept in; their places there, and that of the padding.

@@ -59,7 +59,7 @@ def share_gradients(module: nn.Module, group: dist.ProcessGroup | None = None) -
         state = [weight.count, weight.previous, *(weight.memory or ())]
         for tensor in (weight.parameter.detach(), *(t for t in state if t is not None)):
             dist.broadcast(tensor, dist.get_global_rank(group, 0), group)
-        weight.seen.note(weight.parameter)
+        weight.note()
     _ignore(module, {id(weight.parameter) for weight in weights})
     return [weight.name for weight in weights]
 
