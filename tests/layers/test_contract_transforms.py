@@ -119,7 +119,8 @@ def test_a_layer_knows_its_own_parameters_whatever_replaced_them(replace):
 def test_a_parametrised_weight_has_a_dense_gradient(gradient):
     module = UnitaryLinear(N, N, gradient=gradient)
     torch.nn.utils.parametrize.register_parametrization(module, "weight", nn.Identity())
-    module(torch.randn(2, N)).square().sum().backward()
+    with pytest.warns(UserWarning, match="'weight' of ParametrizedUnitaryLinear is computed from other parameters"):
+        module(torch.randn(2, N)).square().sum().backward()
     assert module.parametrizations.weight.original.grad is not None
 
 

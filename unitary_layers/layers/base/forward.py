@@ -1,5 +1,9 @@
 """What a forward pass asks of the unitary weights of its layer."""
 
+import warnings
+import weakref
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +24,13 @@ from .module import UnitaryModule
 # of integers and, on the CPU, of a sum; see Note [Writes that torch does not count]. Graphs that are compiled, exported
 # or traced take a weight as it is, and so does torch's encoder layer in evaluation, which reads it by its name.
 
+# Note [Weights that are computed]
+# torch's parametrisations, prunings and weight norms put a tensor in the place of a parameter and train what it is
+# computed from. No step of this package can move that, and each refuses it. But an optimiser of torch, or ProjUNN, is
+# given ordinary parameters, and sees nothing. So the forward pass in training says so, once for each of them.
+
+_told: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+
 
 def own_parameter(module: UnitaryModule, name: str) -> nn.Parameter | None:
     """The parameter that a layer has registered by a name; None where another tensor stands for it.
@@ -39,8 +50,35 @@ def watch_own(module: nn.Module) -> None:
         return
     for name in module._unitary:
         parameter = own_parameter(module, name)
-        if parameter is not None and not record_of(parameter)[1].is_of_in_passing(parameter):
+        if parameter is None:
+            _tell_of_computed(module, name)
+        elif not record_of(parameter)[1].is_of_in_passing(parameter):
             watch([module.unitary_weight(name)])
+
+
+def _tell_of_computed(module: UnitaryModule, name: str) -> None:
+    """Warns of a weight that others are trained for; see Note [Weights that are computed]."""
+    if not torch.is_grad_enabled() or name in _told.get(module, ()):
+        return
+    if not any(parameter.requires_grad for parameter in _computed_from(module, name)):
+        return
+    _told.setdefault(module, set()).add(name)
+    warnings.warn(
+        f"the unitary weight {name!r} of {type(module).__name__} is computed from other parameters, which an optimiser "
+        "trains as ordinary ones, and nothing keeps it unitary; undo that (parametrize.remove_parametrizations, "
+        "prune.remove) and call retract_(), or freeze them",
+        stacklevel=3,
+    )
+
+
+def _computed_from(module: nn.Module, name: str) -> Iterator[nn.Parameter]:
+    lists = module._modules.get("parametrizations")
+    if isinstance(lists, nn.ModuleDict) and name in lists:
+        yield from lists[name].parameters()
+    for end in ("orig", "g", "v"):  # of torch.nn.utils.prune, spectral_norm and weight_norm of the old style
+        parameter = module._parameters.get(f"{name}_{end}")
+        if parameter is not None:
+            yield parameter
 
 
 def value_in_use(module: UnitaryModule, name: str, like: Tensor | None = None) -> Tensor:

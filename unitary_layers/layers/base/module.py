@@ -159,9 +159,9 @@ class UnitaryModule(UnitaryMethods, OneOperation):
         count, previous, *memory = map(self._buffers.get, state_names(name))
         kept = [buffer for buffer in memory if buffer is not None]
         assert count is not None  # of all states the one that every weight has
-        # A replica, or what torch parametrises, has an attribute instead; to look for that takes ten times as long.
+        # A replica, or what torch parametrises, has an attribute instead, with a graph; that takes ten times as long.
         parameter = self._parameters.get(name)
-        parameter = getattr(self, name) if parameter is None else parameter
+        parameter = torch.enable_grad()(getattr)(self, name) if parameter is None else parameter
         collected, seen = record_of(parameter)
         is_collected = self.gradient == "factored" or collected.content is not None  # by a layer that it is tied to
         parts = (name, parameter, self._unitary[name], self._update, count, previous)

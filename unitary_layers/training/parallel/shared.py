@@ -123,7 +123,8 @@ def check_whole(weights: Iterable[UnitaryWeight]) -> None:
     """Refuses weights of which each rank has but a part: their update is a rotation of all rows and columns.
 
     Raises:
-        ValueError: for a parameter of ``fully_shard``, of tensor parallelism, or of ``FullyShardedDataParallel``.
+        ValueError: for a parameter of ``fully_shard``, of tensor parallelism, or of ``FullyShardedDataParallel``; for a
+            tensor that is computed from parameters, as by a parametrisation.
     """
     for weight in weights:
         parameter = weight.parameter
@@ -133,11 +134,18 @@ def check_whole(weights: Iterable[UnitaryWeight]) -> None:
             isinstance(parameter, nn.Parameter) and not isinstance(parameter, DTensor)
         )
         if not is_own or matrix_dims < 2:
+            sharded = (
+                "share_gradients(model) and then fully_shard(model, ignored_params={w.parameter for w in "
+                "unitary_weights(model)}) shard the others"
+            )
+            undone = (
+                "what prunes or parametrises it is to be undone (parametrize.remove_parametrizations, prune.remove), "
+                f"and retract_() called; if it is sharded, {sharded}"
+            )
             raise ValueError(
                 f"expected the unitary weight {weight.name!r} to be a parameter and whole on each rank, got a "
-                f"{type(parameter).__name__} {tuple(parameter.shape)}; share_gradients(model) and then "
-                "fully_shard(model, ignored_params={w.parameter for w in unitary_weights(model)}) shard the others; "
-                "what prunes or parametrises a weight is to be undone"
+                f"{type(parameter).__name__} {tuple(parameter.shape)}; "
+                f"{sharded if isinstance(parameter, (DTensor, nn.Parameter)) else undone}"
             )
 
 
