@@ -20,6 +20,7 @@ from unitary_layers import (
 )
 from unitary_layers.linalg import dihedral_moves
 from unitary_layers.robust import ReflectBlock, UnitNormLinear, lipschitz_bound
+from unitary_layers.testing import operator_matrix
 
 LAYERS = {
     "linear": lambda: UnitaryLinear(4, 4, bias=False),
@@ -164,6 +165,19 @@ def test_a_matrix_is_bounded_as_it_is_used(make, how):
     how(layer, "weight")
     used = layer(torch.eye(4)).detach()
     assert lipschitz_bound(layer) == pytest.approx(float(torch.linalg.matrix_norm(used, 2)), rel=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("make", [StiefelConv2d, StiefelConvTranspose2d])
+def test_options_that_were_changed_count_as_they_are_used(make, normalize):
+    layer = make(1, 1, 4, stride=2, bias=False, normalize=normalize)
+    nn.init.constant_(layer.weight, 1 / 4)  # orthonormal: one row of norm 1
+    before = lipschitz_bound(layer)
+    assert before == layer.lipschitz
+    layer.stride = (1, 1)  # as those do who keep the resolution of a network
+    norm = float(torch.linalg.matrix_norm(operator_matrix(layer, (1, 24, 24)).detach(), 2))
+    assert 1.8 * before < norm <= lipschitz_bound(layer) * (1 + 1e-5)
+    assert lipschitz_bound(layer) == pytest.approx(2 * before)
 
 
 def test_a_layer_that_was_reverted_is_bounded_as_it_is():

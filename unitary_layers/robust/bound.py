@@ -15,6 +15,7 @@ from ..layers.conv.orthogonal import OrthogonalConvNd
 from ..layers.conv.orthogonal_transpose import OrthogonalConvTransposeNd
 from ..layers.conv.stiefel import StiefelConvNd
 from ..layers.conv.stiefel_transpose import StiefelConvTransposeNd
+from ..layers.conv.stiefelnd import lipschitz_of
 from ..linalg.unitary import double
 from .activation import AbsActivation, HouseholderActivation
 from .centering import BatchCentering, LayerCentering
@@ -150,7 +151,8 @@ def _one(module: nn.Module) -> float:
 
 @_known(StiefelConvNd, StiefelConvTransposeNd)
 def _of_orthonormal_kernel(module: StiefelConvNd | StiefelConvTransposeNd) -> float:
-    return module.lipschitz
+    bound = lipschitz_of(module) * module.scale  # module.lipschitz is that of the options it was made with
+    return 1.0 if math.isclose(bound, 1) else bound
 
 
 @_known(UnitaryLinear)

@@ -72,8 +72,7 @@ class StiefelNd(UnitaryModule):
         self.output_padding = as_sides("output_padding", output_padding, self.sides, least=0)
         self.padding, self.padding_mode = self._as_padding(padding), _as_padding_mode(padding_mode)
         self.pads = self._pads(self.padding)
-        reads = map(most_reads, self.kernel_size, self.stride, self.dilation, self.pads, [padding_mode] * self.sides)
-        bound = math.sqrt(math.prod(reads))
+        bound = lipschitz_of(self)
         self.normalize = bool(normalize)
         self.lipschitz, self.scale = (1.0, 1 / bound) if normalize else (bound, 1.0)
         self._create(device, dtype, bias)
@@ -131,6 +130,15 @@ class StiefelNd(UnitaryModule):
         flags = {"bias=False": self.bias is None, "normalize=True": self.normalize, "complex=True": self.is_complex}
         parts += [flag for flag, is_set in flags.items() if is_set]
         return ", ".join([*parts, *self.extra_repr_of_rule("haar")])
+
+
+def lipschitz_of(layer: StiefelNd) -> float:
+    """The Lipschitz constant of an orthonormal kernel with the options that a layer has now.
+
+    See Note [Lipschitz constant of a kernel].
+    """
+    modes = [layer.padding_mode] * layer.sides
+    return math.sqrt(math.prod(map(most_reads, layer.kernel_size, layer.stride, layer.dilation, layer.pads, modes)))
 
 
 def kernel_of(layer: StiefelNd, weight: Tensor) -> Tensor:
