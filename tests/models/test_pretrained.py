@@ -136,6 +136,18 @@ def test_what_follows_a_stem_of_other_channels_starts_anew(operators, tmp_path):
     assert other.eval()(torch.randn(2, 1, 8, 8)).shape == (2, 10)
 
 
+def test_other_patches_and_places_are_interpolated_from_the_trained_ones():
+    name, x = "orthovit_tiny_projunn", torch.randn(2, 1, 28, 28)
+    model = timm.create_model(name, pretrained=True).eval()
+    with torch.no_grad():
+        larger = timm.create_model(name, pretrained=True, img_size=56).eval()
+        assert larger.stem.pos_embed.shape == (1, 128, 14, 14)
+        assert torch.allclose(larger(x), model(x), atol=0.1 * float(model(x).abs().max()))
+        finer = timm.create_model(name, pretrained=True, patch_size=8, img_size=56).eval()
+        twice = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
+        assert torch.nn.functional.cosine_similarity(finer(twice), model(x)).min() > 0.9
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in TRAINED])
 def test_a_name_without_weights_says_so(name):
     with pytest.raises(RuntimeError, match=f"No pretrained weights exist for {name}"):

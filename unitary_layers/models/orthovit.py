@@ -1,11 +1,11 @@
 """OrthoViT: vision transformers whose projections and rectangles are orthogonal, and their entry point in timm."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d, trunc_normal_
+from timm.layers import LayerNorm2d, resample_patch_embed, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from ..layers.base.inputs import as_sides, as_size
 from ..projunn import UpdateRule
 from .arguments import layer_of, rule_of
 from .blocks import Stage
-from .pretrained import images_of
+from .pretrained import trained
 from .protocol import StagedClassifier
 
 __all__ = ["OrthoViT"]  # register_model adds the entry point
@@ -177,20 +177,32 @@ class OrthoViT(StagedClassifier):
 
 
 default_cfgs = generate_default_cfgs(
-    {
-        "orthovit_tiny_projunn.untrained": {
-            **images_of("fashion", reduction=4),
-            "first_conv": "stem.proj",
-            "classifier": "head.fc",
-            "paper_ids": "arXiv:2209.08167",
-            "paper_name": "Quantum vision transformers",
-        }
-    }
+    trained(
+        "orthovit_tiny_projunn",
+        ("fashion",),
+        reduction=4,
+        first_conv="stem.proj",
+        classifier="head.fc",
+        paper_ids="arXiv:2209.08167",
+        paper_name="Quantum vision transformers",
+    )
 )
+
+
+def with_own_patches(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Trained weights for a model of other patches: places interpolated, kernels resampled as timm does it."""
+    stem = cast(PatchEmbedding, model.get_submodule("stem"))
+    places, kernel = state_dict["stem.pos_embed"], state_dict["stem.proj.weight"]
+    if places.shape[2:] != stem.pos_embed.shape[2:]:
+        places = F.interpolate(places.float(), size=stem.pos_embed.shape[2:], mode="bicubic")
+    if kernel.size(2) != stem.patch_size:
+        kernel = resample_patch_embed(kernel.float(), [stem.patch_size, stem.patch_size])
+    return state_dict | {"stem.pos_embed": places, "stem.proj.weight": kernel}
 
 
 @register_model
 def orthovit_tiny_projunn(pretrained: bool = False, **options: Any) -> OrthoViT:
     """Six blocks of width 128 with four heads over 7 x 7 patches of 28 x 28 pixels."""
     features = {"out_indices": tuple(range(len(options.get("depths", (0, 0, 0))))), "flatten_sequential": True}
-    return build_model_with_cfg(OrthoViT, "orthovit_tiny_projunn", pretrained, feature_cfg=features, **options)
+    options |= {"feature_cfg": features, "pretrained_filter_fn": with_own_patches}
+    return build_model_with_cfg(OrthoViT, "orthovit_tiny_projunn", pretrained, **options)
