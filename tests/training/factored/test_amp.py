@@ -111,6 +111,7 @@ def test_a_handle_takes_the_scaler_away_again():
     assert layer.grad_scaler is None
 
 
+@pytest.mark.filterwarnings("ignore:SGD holds a part of the Sequential")  # it does not hold the new layer
 def test_a_layer_that_was_replaced_is_told_or_refused():
     model = nn.Sequential(nn.Linear(N, N), LAYERS["linear"]())
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
