@@ -94,16 +94,20 @@ def fine_tune(args: argparse.Namespace, keys: Row, data: tuple[Tensor, Tensor, T
 
 
 def draw(path: Path) -> None:
-    """PNG beside a table: accuracy against the length of a step; the other ways as lines."""
+    """PNG beside a table: accuracy against the length of a step, each way at its best rate; the others as lines."""
     rows = read_table(path)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     lengths = sorted({float(row["length"]) for row in rows if row["length"]})
     curves = []
-    for way, lr in dict.fromkeys((row["way"], row["lr"]) for row in rows):
-        found = matching(rows, {"way": way, "lr": lr})
+    for way in dict.fromkeys(row["way"] for row in rows):
+        of_way = matching(rows, {"way": way})
+        tried = [matching(of_way, {"lr": row["lr"], "length": row["length"]}) for row in of_way]
+        lr = max(tried, key=lambda seeds: (len(seeds), mean_of(seeds, "accuracy")))[0]["lr"]
+        found = matching(of_way, {"lr": lr})
         of_length = {s: [row for row in found if not row["length"] or float(row["length"]) == s] for s in lengths}
-        curves.append(Curve(f"{way}, rate {lr}", [(s, mean_of(of_length[s], "accuracy")) for s in lengths]))
+        points = [(s, mean_of(of_length[s], "accuracy")) for s in lengths]
+        curves.append(Curve(f"{way}, rate {lr}", points, {"linestyle": "-" if way == "attached" else "--"}))
     draw_curves(axes, curves)
     axes.set(xscale="log", xlabel="steps of unitary weights over their own length", ylabel="test accuracy")
     axes.set_title("trained weights learn images turned by 90 degrees")
@@ -118,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     add("--root", type=Path, default=Path("data"), help="where the images are, or are downloaded to")
     add("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     add("--rates", nargs="+", type=number, default=[3e-4, 1e-3, 3e-3], help="highest rates of AdamW")
-    add("--lengths", nargs="+", type=number, default=[0.01, 0.03, 0.1, 1.0], help="parts of the rule's length")
+    add("--lengths", nargs="+", type=number, default=[0.01, 0.03, 0.1, 0.3, 1.0], help="parts of the rule's length")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--used", type=int, default=1000, help="training images")
     add("--tested", type=int, default=2000, help="test images")
