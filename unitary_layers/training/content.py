@@ -56,9 +56,10 @@ class Content:
         """The Frobenius norm of that, without it, in a real dtype; None where it is not known by its factors."""
         if self.low_rank is None:
             return None
-        factors = (x.to(dtype.to_complex() if x.is_complex() else dtype) for x in self.low_rank)
-        left, right = (factor.mH @ factor for factor in factors)
-        return (left * right.mT).sum().real.clamp_min(0).sqrt() * self.scale
+        factors = [x.to(dtype.to_complex() if x.is_complex() else dtype) for x in self.low_rank]
+        largest = [x.abs().amax().clamp_min(torch.finfo(dtype).tiny) for x in factors]  # or their squares overflow
+        left, right = ((x / size).mH @ (x / size) for x, size in zip(factors, largest, strict=True))
+        return (left * right.mT).sum().real.clamp_min(0).sqrt() * largest[0] * largest[1] * self.scale
 
     def scale_(self, factor: Tensor | float) -> None:
         """Multiplies it by a real number."""

@@ -55,3 +55,12 @@ def test_a_wide_norm_of_large_gradients_is_finite_and_a_narrow_one_is_refused():
     assert_rounding((found / expected).float(), torch.tensor(1.0), n=N)
     with pytest.raises(RuntimeError, match="narrowing"):
         torch.linalg.vector_norm(first, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_the_norm_of_a_very_small_or_large_gradient_is_known(size, dtype):
+    gradient, *_ = gradients(dtype)
+    expected = gradient.norm() * size
+    gradient.mul_(size)
+    assert gradient.norm() == pytest.approx(float(expected), rel=20 * N * torch.finfo(dtype).eps)
