@@ -13,8 +13,8 @@ from ..training.owners import forget_owner, register_owner
 # object takes a layer's place. The layer gets another class and other contents, as torch's own parametrisations do it,
 # and keeps its parameters, hooks and whatever a user has hung on it. A parameter is written in place wherever the new
 # one has its shape, so that tied layers stay tied and an optimiser goes on with what it has. All that can fail happens
-# before the first layer is exchanged; an exchange only moves references and copies numbers. A new parameter
-# is tied where all that it is made of was: a kernel that comes of two weights to another one that comes of both.
+# before the first layer is exchanged; an exchange only moves references and copies numbers. A new parameter is tied
+# where all that it is made of was: a kernel that comes of two weights to another one that comes of both.
 
 # What torch keeps in every module, besides its tensors: whether it trains, and its hooks.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .check import check_dense
-from .transforms import is_transformed
+from .transforms import is_readable
 
 # Note [Symmetry by probes]
 # A is symmetric if u^T A v = v^T A u for all u and v. Two pairs of vectors of numbers without a pattern tell as much,
@@ -211,11 +211,6 @@ def check_symmetric(starts: Tensor, columns: Tensor, values: Tensor, eps: float)
             "expected a symmetric graph, each edge in both directions with the same weight, got one that is not; "
             "symmetrize=True takes (A + A^T) / 2, and torch_geometric.transforms.ToUndirected() adds the missing edges"
         )
-
-
-def is_readable(x: Tensor) -> bool:
-    """Whether numbers can be read here, to refuse some; see Note [Under a transform]."""
-    return not (x.is_meta or torch.compiler.is_compiling() or is_transformed())
 
 
 def _bound(starts: Tensor, columns: Tensor, values: Tensor) -> float:

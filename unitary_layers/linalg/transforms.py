@@ -32,3 +32,8 @@ def unwrapped(x: Tensor) -> Tensor:
 def is_transformed() -> bool:
     """Whether torch.export, torch.jit.trace or a transform of torch.func looks on; see Note [Under a transform]."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+def is_readable(x: Tensor) -> bool:
+    """Whether numbers can be read here, to refuse some; see Note [Under a transform]."""
+    return not (x.is_meta or torch.compiler.is_compiling() or is_transformed())

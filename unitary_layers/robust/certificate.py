@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..layers import UnitaryLinear
 from ..layers.base.forward import value_in_use
-from ..linalg.adjacency import is_readable
 from ..linalg.check import check_dense
+from ..linalg.transforms import is_readable
 
 POOLINGS = ("max", "avg", "norm")
 

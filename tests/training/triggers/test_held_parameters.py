@@ -1,6 +1,7 @@
 """An optimiser that holds more than was attached to it, or less, trains what it is to train and says so."""
 
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -87,14 +88,30 @@ def test_a_module_that_was_detached_is_left_alone():
     assert_unitary(one)
 
 
-def test_an_optimiser_of_a_part_says_that_the_rest_moves_too():
+@pytest.mark.parametrize("closes", [False, True], ids=["plain", "closing"])
+def test_an_optimiser_of_a_part_says_that_the_rest_moves_too(closes):
     whole = net()
     optimizer = adamw(whole[2])
     attach(whole, optimizer)
-    message, *more = said(optimizer, whole)
+    message, *more = said(optimizer, whole, closes=closes)
     with pytest.warns(match=PART):
         warnings.warn(message, stacklevel=1)
     assert more == []
+
+
+def test_a_factor_may_be_an_object_without_a_hash():
+    @dataclass
+    class Tenth:
+        rate: float
+
+        def __call__(self, group: dict) -> float:
+            return 0.1 * group["lr"] / self.rate
+
+    whole = net()
+    optimizer = adamw(whole)
+    attach(whole, optimizer, lr_scale=Tenth(0.01))
+    assert said(optimizer, whole) == []
+    assert_unitary(whole)
 
 
 @pytest.mark.parametrize("how", ["frozen", "without the unitary weights", "attached in part"])

@@ -67,15 +67,14 @@ class Guests:
             has_closure: whether the gradients are still to be made.
         """
         held = [p for group in optimizer.param_groups for p in group["params"]]
-        if self.modules and len(held) != self._looked_at:
+        if self.held is None and len(held) != self._looked_at:
             self._look_around(optimizer, held, has_closure)
         if self.held is not None:
             self.held = held
 
     def _look_around(self, optimizer: Optimizer, held: list[Tensor], has_closure: bool) -> None:
         """Warns of unitary weights that the host holds and no module has, and of modules that it holds in part."""
-        of_modules = {guest: list(unitary_weights(guest.module)) for guest in self.modules}
-        known = {weight.parameter for weights in of_modules.values() for weight in weights}
+        known = {weight.parameter for weight in self.weights()}
         strangers = [w for p, w in self._lookup.weights(held).items() if p not in known and p.requires_grad]
         stepped = [w for w in strangers if has_closure or w.parameter.grad is not None]
         if stepped and not self._has_parted:
@@ -85,9 +84,8 @@ class Guests:
             warn_of_strangers(optimizer, stepped, advice)
         if stepped or not strangers:
             self._looked_at = len(held)
-        for guest, weights in of_modules.items():
-            moving = [weight for weight in weights if weight.parameter.grad is not None]
-            warn_of_a_part(optimizer, guest.module, moving, set(held))
+        for guest in self.modules:
+            warn_of_a_part(optimizer, guest.module, has_closure)
 
     def found(self) -> Found:
         """The unitary weights of all modules, each once, and the factor that its module has named."""

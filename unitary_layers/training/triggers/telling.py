@@ -2,9 +2,9 @@
 
 import sys
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from ..weight import UnitaryWeight, unitary_weights
@@ -22,10 +22,8 @@ def warn_of_strangers(optimizer: Optimizer, weights: Sequence[UnitaryWeight], ad
     )
 
 
-def warn_of_a_part(
-    optimizer: Optimizer, module: nn.Module, weights: Sequence[UnitaryWeight], held: Collection[Tensor]
-) -> None:
-    """Says that a module moves of which the optimiser was given a part, if it was given no more than that.
+def warn_of_a_part(optimizer: Optimizer, module: nn.Module, has_closure: bool) -> None:
+    """Says that all of a module is about to move of which the optimiser was given a part, if it was given no more.
 
     An optimiser may well leave all unitary weights to :func:`attach`; one that leaves out ordinary parameters too was
     made for a part of the module.
@@ -33,17 +31,22 @@ def warn_of_a_part(
     Args:
         optimizer: the host.
         module: that is attached to it.
-        weights: those of the module that are about to be stepped.
-        held: the parameters of the host.
+        has_closure: whether the gradients are still to be made.
     """
-    missing = [weight for weight in weights if weight.parameter not in held]
-    known = {*held, *(weight.parameter for weight in unitary_weights(module))}
-    ordinary = [name for name, p in module.named_parameters() if p.grad is not None and p not in known]
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    moving = {
+        name: p
+        for name, p in module.named_parameters()
+        if p not in held and p.requires_grad and (has_closure or p.grad is not None)
+    }
+    unitary = {weight.parameter: weight.name for weight in unitary_weights(module)}
+    missing = [unitary[p] for p in moving.values() if p in unitary]
+    ordinary = [name for name, p in moving.items() if p not in unitary]
     if missing and ordinary:
         warnings.warn(
             f"{type(optimizer).__name__} holds a part of the {type(module).__name__} alone: neither {ordinary[0]!r} "
-            f"nor the unitary weight {missing[0].name!r}, which moves all the same. Attach the part that is to learn, "
-            "or freeze the rest by requires_grad_(False)",
+            f"nor the unitary weight {missing[0]!r}, which moves all the same. Attach the part that is to learn, or "
+            "freeze the rest by requires_grad_(False)",
             stacklevel=_level_of_caller(),
         )
 
