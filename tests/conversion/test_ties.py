@@ -108,6 +108,16 @@ def test_layers_that_share_memory_become_unitary_together(dtype, options):
     assert_unitary(model)
 
 
+def test_layers_that_hold_other_rows_of_the_same_memory_stay():
+    rows, model = torch.randn(N + 1, N), nn.Sequential(*(nn.Linear(N, N) for _ in range(2)))
+    model[0].weight.data, model[1].weight.data = rows[:N], rows[1:]
+    before = rows.clone()
+    assert [row.note for row in convert(model)] == [
+        f"it shares memory of its weight with '{other}', which stays as it is" for other in (1, 0)
+    ]
+    assert torch.equal(rows, before)
+
+
 def test_neighbours_in_one_piece_of_memory_are_not_tied():
     flat, model = torch.randn(3, N, N), nn.Sequential(*(nn.Linear(N, N) for _ in range(3)))
     for layer, part in zip(model, flat, strict=True):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from unitary_layers import UnitaryLinear, attach, projunn_step
+from unitary_layers import UnitaryLinear, attach, projunn_step, unitarity_error_of
 from unitary_layers.testing import assert_unitary
 
 N = 6
@@ -84,8 +84,9 @@ def test_a_module_that_was_detached_is_left_alone():
     optimizer = adamw(one, other)
     attach(one, optimizer)
     attach(other, optimizer).remove()
-    assert said(optimizer, one) == []
+    assert said(optimizer, one, other, steps=1) == []
     assert_unitary(one)
+    assert unitarity_error_of(other) > 0.01  # AdamW wrote it
 
 
 @pytest.mark.parametrize("closes", [False, True], ids=["plain", "closing"])
